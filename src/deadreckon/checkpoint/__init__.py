@@ -1,0 +1,1 @@
+"""Checkpoint files, read without torch: formats, names, the atlas of architectures."""

@@ -1,0 +1,1 @@
+"""Loaded models: capture, moments, spectra. The only room that imports torch."""

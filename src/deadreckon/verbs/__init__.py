@@ -1,0 +1,1 @@
+"""What deadreckon does, one file a verb: compositions of the rooms below."""

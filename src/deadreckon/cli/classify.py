@@ -1,0 +1,38 @@
+"""``deadreckon classify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deadreckon.cli.output import emit, output_options
+from deadreckon.verbs.classify import classify as classify_models
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from deadreckon.results import Classifications
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@output_options
+def classify(models: tuple[str, ...], as_json: bool, out: Path | None, save: Path | None, quiet: bool) -> None:
+    """Whether each MODEL ends in a LayerNorm, an RMSNorm or neither, from its parameters, with the evidence."""
+    classified = classify_models(*models)
+    emit(classified, lambda: classification_table(classified), as_json=as_json, out=out, save=save)
+
+
+def classification_table(classified: Classifications) -> RenderableType:
+    """One row a model: kind, evidence, contradictions."""
+    from rich.table import Table
+
+    table = Table(title="normalisation from parameters", title_justify="left")
+    for heading in ("model", "kind", "evidence", "contradictions"):
+        table.add_column(heading, overflow="fold")
+    for result in classified.results:
+        evidence = "\n".join(f"{e.name}: {e.value} ({e.strength}: {e.says})" for e in result.evidence)
+        table.add_row(result.model, result.kind, evidence, "\n".join(result.contradictions) or "none")
+    return table

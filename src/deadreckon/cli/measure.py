@@ -1,0 +1,125 @@
+"""``deadreckon measure``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deadreckon.cli.output import emit, model_argument, output_options, progress
+from deadreckon.errors import UnreachableError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from deadreckon.results import Figures, Gap, GapFigure, Measurement
+
+_PROTOCOL_FAILED = 1
+
+
+@click.command()
+@model_argument
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens to measure.  [default: 8 d]")
+@click.option("--twin", type=click.IntRange(min=0), default=0, show_default=True, help="Random-init twins to measure too.")
+@click.option("--text", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Text to run on; repeatable.")
+@click.option("--data", type=click.Choice(["auto", "text", "random"]), default="auto", show_default=True, help="Inputs.")
+@click.option("--norm", metavar="NAME", help="Another norm, by module path or gain tensor.")
+@click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of random: models and twins.")
+@click.option("--solver", default="eigh", show_default=True, help="eigh, or svd of the centred outputs themselves.")
+@click.option("--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and inputs.")
+@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or float64.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Sequences a batch.")
+@click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a checkpoint run.")
+@output_options
+def measure(
+    model: str,
+    as_json: bool,
+    out: Path | None,
+    save: Path | None,
+    quiet: bool,
+    **options: object,
+) -> int:
+    """Verify MODEL's dead subspace in one forward pass, and compare it with random-init twins."""
+    measure_model = quiet_measure()
+    with progress(model, quiet=quiet) as update:
+        measurement = measure_model(model, progress=lambda done, total: update(model, done, total), **options)
+    emit(measurement, lambda: measurement_table(measurement), as_json=as_json, out=out, save=save)
+    return 0 if measurement.protocol.status == "ok" else _PROTOCOL_FAILED
+
+
+def quiet_measure():  # type: ignore[no-untyped-def]
+    """The measuring function, with third parties' warnings and progress bars silenced.
+
+    Raises:
+        UnreachableError: torch or transformers is not installed.
+    """
+    import warnings
+
+    warnings.simplefilter("ignore")
+    try:
+        import transformers
+
+        from deadreckon.verbs.measure import measure as measure_model
+    except ModuleNotFoundError as error:
+        raise UnreachableError(
+            f"measuring needs {error.name}, which is not installed: pip install 'deadreckon[measure]'"
+        ) from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return measure_model
+
+
+def measurement_table(measurement: Measurement) -> RenderableType:
+    """The figures of the model beside those of its twins."""
+    from rich.console import Group
+    from rich.table import Table
+
+    columns: list[Figures] = [measurement, *measurement.twins]
+    table = Table(title=f"{measurement.model}: {measurement.norm} over {measurement.tokens} tokens", title_justify="left")
+    table.add_column("")
+    table.add_column("random init" if measurement.model.startswith("random:") else "model", justify="right")
+    for twin in measurement.twins:
+        table.add_column(f"twin, seed {twin.seed}", justify="right")
+    for label, row in _rows(columns):
+        table.add_row(label, *row)
+    lines = [f"protocol: {measurement.protocol.why or measurement.protocol.status}"]
+    lines += [f"note: {warning}" for warning in measurement.warnings]
+    if measurement.gap:
+        lines += [f"init to trained: {text}" for text in _gap_lines(measurement.gap)]
+    return Group(table, *lines)
+
+
+def _rows(columns: list[Figures]) -> list[tuple[str, list[str]]]:
+    tau = f"{columns[0].tau:g}"
+    rows: list[tuple[str, list[str]]] = [
+        ("norm kind", [f.kind for f in columns]),
+        ("protocol check", [f.protocol.status for f in columns]),
+        ("exact kernel, from parameters", [str(f.kernel_dim) for f in columns]),
+        (f"dead at {tau}, from parameters", [str(f.predicted_dead) for f in columns]),
+        (f"dead at {tau}, measured", [str(f.algebraic_dead + f.learned_dead) for f in columns]),
+        ("  of these not explained by the gain", [str(f.learned_dead) for f in columns]),
+        ("angle, predicted to measured (rad)", [_small(f.largest_principal_angle) for f in columns]),
+        ("alignment of gain^-1, one vector", [f"{f.alignment:.6f}" for f in columns]),
+        ("alignment of gain^-1, subspace", [f"{f.subspace_alignment:.6f}" for f in columns]),
+        ("alignment of 1/sqrt(d)", [f"{f.alignment_uniform:.6f}" for f in columns]),
+        ("variance along it / mean, as run", [_small(f.lambda_dead / f.lambda_mean) for f in columns]),
+        ("  the same in float64", [_small(f.lambda_dead_float64 / f.lambda_mean) for f in columns]),
+        ("effective rank", [f"{f.effective_rank:.1f} of {f.hidden_size}" for f in columns]),
+    ]
+    return rows
+
+
+def _small(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"
+
+
+def _gap_lines(gap: Gap) -> list[str]:
+    def span(figure: GapFigure, unit: str) -> str:
+        if figure.change is None:
+            return "not defined: one side has no variance at all along it"
+        return f"{figure.change:+.2f} {unit} ({figure.smallest:+.2f} to {figure.largest:+.2f} over twins)"
+
+    return [f"depth {span(gap.depth_decades, 'decades')}", f"effective rank {span(gap.effective_rank, '')}"]

@@ -1,0 +1,102 @@
+"""What all verbs share at the terminal: the output options, JSON or table, and files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from deadreckon.errors import UnreachableError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console, RenderableType
+
+    from deadreckon.results import Record
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+model_argument = click.argument("model")
+
+
+def output_options(command: _Command) -> _Command:
+    """Add --json, --out, --save and --quiet."""
+    for option in (
+        click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
+        click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the vectors (safetensors)."),
+        click.option("--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Write the JSON to FILE."),
+        click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else."),
+    ):
+        command = option(command)
+    return command
+
+
+def emit(
+    record: Record, table: Callable[[], RenderableType], *, as_json: bool, out: Path | None, save: Path | None
+) -> None:
+    """Print a record and write it where asked.
+
+    Args:
+        record: the result.
+        table: makes what a person reads, when one does.
+        as_json: print the JSON instead.
+        out: file for the JSON.
+        save: safetensors file for the vectors.
+    """
+    if save is not None:
+        from safetensors.numpy import save as serialise
+
+        metadata = {"schema": record.schema, "model": record.model, "deadreckon": record.deadreckon}
+        _write(save, serialise({name: array.copy() for name, array in record.vectors.items()}, metadata))
+    if out is not None:
+        _write(out, (record.to_json() + "\n").encode())
+    if as_json:
+        click.echo(record.to_json())
+    else:
+        console().print(table())
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A Rich console; as wide as a table needs when it is not a terminal, so that pipes and files lose nothing."""
+    from rich.console import Console
+
+    plain = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=120)
+
+
+@contextmanager
+def progress(label: str, *, quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress line on stderr for work that takes more than a moment; nothing when quiet or not a terminal."""
+    if quiet or not click.get_text_stream("stderr").isatty():
+        yield lambda what, done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeElapsedColumn())
+    with Progress(*columns, console=console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(data)
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(path)
+    except OSError as error:
+        raise UnreachableError(f"{path}: {error.strerror}; nothing was written there, name a writable place") from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

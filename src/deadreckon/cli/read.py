@@ -1,0 +1,82 @@
+"""``deadreckon read``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deadreckon.cli.output import emit, model_argument, output_options
+from deadreckon.verbs.read import read as read_model
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from deadreckon.results import Reading
+
+
+@click.command()
+@model_argument
+@click.option("--norm", metavar="NAME|all", help="Another norm by tensor or module name, or all of them.")
+@click.option("--kind", metavar="KIND", help="layernorm or rmsnorm, where the files do not tell.")
+@click.option("--gain-offset", type=float, help="What the module adds to the stored gain, where the files do not tell.")
+@click.option("--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance.")
+@output_options
+def read(
+    model: str,
+    norm: str | None,
+    kind: str | None,
+    gain_offset: float | None,
+    tau: float,
+    as_json: bool,
+    out: Path | None,
+    save: Path | None,
+    quiet: bool,
+) -> None:
+    """Dead subspace of MODEL's final norm, from its parameters alone: no forward pass, and no torch."""
+    reading = read_model(model, norm=norm, kind=kind, gain_offset=gain_offset, tau=tau)
+    emit(reading, lambda: reading_table(reading), as_json=as_json, out=out, save=save)
+
+
+def reading_table(reading: Reading) -> RenderableType:
+    """The norms of a reading as a table, with the dead direction of the first in words."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(title=f"{reading.model}: dead directions from parameters", title_justify="left")
+    for heading in ("norm", "role", "kind", "d", "exact kernel", f"dead at {reading.tau:g}", "gain: smallest", "median"):
+        table.add_column(heading, justify="left" if heading in {"norm", "role", "kind"} else "right", overflow="fold")
+    for norm in reading.norms:
+        table.add_row(
+            norm.final_norm,
+            norm.role,
+            norm.kind,
+            str(norm.hidden_size),
+            _count(norm.kernel_dim),
+            _count(norm.dead_count),
+            f"{norm.smallest_gain:.3g}",
+            f"{norm.median_gain:.3g}",
+        )
+    return Group(table, *_in_words(reading))
+
+
+def _in_words(reading: Reading) -> list[str]:
+    lines = [f"because {e.name}: {e.value} ({e.strength}: {e.says})" for e in reading.evidence]
+    top = reading.norms[0]
+    if top.direction is not None:
+        where = ", ".join(f"{c.index} ({c.weight:+.3f})" for c in top.direction.top[:3])
+        lines.append(
+            f"dead direction: spread over {top.direction.participation_ratio:.1f} coordinates, mostly {where}; "
+            f"it reads {top.beta_projection or 0.0:.4g} for every input"
+        )
+    elif top.kernel_dim == 0:
+        lines.append("no exact dead direction: this norm does not subtract the mean and no gain is zero")
+    lines.append(f"{reading.bytes_read:,} bytes read in {reading.seconds * 1e3:.0f} ms")
+    return lines
+
+
+def _count(value: int | None) -> str:
+    return "undetermined" if value is None else str(value)
+
+

@@ -1,0 +1,62 @@
+"""Redraw gains and shifts: at plain random init every gain is 1, where 1/sqrt(d) passes for gain^-1 and nothing is tested."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from deadreckon.errors import UsageError
+from deadreckon.forward.probe import probe_norms
+
+_SHIFT_SCALE = 0.1
+
+
+def parse_affine(spec: str) -> float:
+    """The spread sigma of ``lognormal:SIGMA``.
+
+    Raises:
+        UsageError: another form, or a spread that is not positive.
+    """
+    match = re.fullmatch(r"lognormal:(\d+(?:\.\d+)?)", spec)
+    if match is None or float(match[1]) <= 0:
+        raise UsageError(f"affine {spec!r}: write lognormal:SIGMA with SIGMA > 0, e.g. lognormal:0.5")
+    return float(match[1])
+
+
+def redraw_affine(model: nn.Module, spec: str, seed: int) -> int:
+    """Give every norm of `model` log-normal effective gains (median 1) and normal shifts (standard deviation 0.1), in place.
+
+    Args:
+        model: a randomly initialised model.
+        spec: ``lognormal:SIGMA``.
+        seed: seed of the draw.
+
+    Returns:
+        Number of norms redrawn.
+
+    Raises:
+        UsageError: the spec is malformed, or the model has no norm with parameters.
+    """
+    sigma = parse_affine(spec)
+    generator = torch.Generator().manual_seed(seed)
+    redrawn = 0
+    for path, probe in probe_norms(model).items():
+        module = model.get_submodule(path)
+        if probe.gain_name is not None and probe.gain_offset is not None:
+            gain = torch.exp(sigma * torch.randn(probe.hidden_size, generator=generator, dtype=torch.float64))
+            _assign(module, probe.gain_name, gain - probe.gain_offset)
+            redrawn += 1
+        if probe.shift_name is not None:
+            shift = _SHIFT_SCALE * torch.randn(probe.hidden_size, generator=generator, dtype=torch.float64)
+            _assign(module, probe.shift_name, shift)
+    if not redrawn:
+        raise UsageError(f"{type(model).__name__} has no norm with a gain: --affine has nothing to redraw")
+    return redrawn
+
+
+def _assign(module: nn.Module, name: str, values: torch.Tensor) -> None:
+    with torch.no_grad():
+        tensor = getattr(module, name)
+        tensor.copy_(values.to(tensor.dtype))

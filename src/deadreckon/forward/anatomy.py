@@ -1,0 +1,137 @@
+"""Where the norm in question sits in a loaded model, found by what the modules do rather than by what they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deadreckon.errors import InputError, UsageError
+from deadreckon.forward.probe import probe_norm, probe_norms
+from deadreckon.kernel.norm import Norm
+
+_LISTED = 12
+_GAIN_SUFFIXES = (".weight", ".gamma", ".scale")
+
+
+@dataclass(frozen=True)
+class NormSite:
+    """A norm in a model: the module, its path, and the plain description that its own parameters give."""
+
+    path: str
+    module: nn.Module
+    norm: Norm
+
+
+def base_model(model: nn.Module) -> nn.Module:
+    """The part of a transformers model that makes the hidden states, without its head; any other module as it is."""
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, nn.Module) else model
+
+
+def named_norm(model: nn.Module, name: str) -> NormSite:
+    """The norm that a module path or the name of its gain tensor names; a unique ending of the path is enough.
+
+    Raises:
+        UsageError: no module, or several, end in that name, or it is not a norm.
+    """
+    wanted = name
+    for suffix in _GAIN_SUFFIXES:
+        wanted = wanted.removesuffix(suffix)
+    modules = dict(model.named_modules())
+    found = (
+        [wanted]
+        if wanted in modules
+        else [p for p in modules if p and (p.endswith("." + wanted) or wanted.endswith("." + p))]
+    )
+    # A checkpoint may spell the head's prefix that the base model lacks: the longest match is the one meant.
+    found = [p for p in found if len(p) == max(map(len, found))]
+    if len(found) != 1:
+        raise UsageError(f"{name!r} names {len(found)} modules of {type(model).__name__}; {_choices(model)}")
+    return _site(model, found[0])
+
+
+def final_norm(model: nn.Module, batch: Mapping[str, Any]) -> NormSite:
+    """The norm whose output is the model's last hidden state, seen by running one row of `batch`.
+
+    Args:
+        model: a transformers model (with or without head), or any module that returns its last hidden state.
+        batch: keyword arguments of its forward.
+
+    Returns:
+        The site.
+
+    Raises:
+        UsageError: no norm makes the last hidden state; the candidates are listed.
+    """
+    base = base_model(model)
+    outputs: dict[str, Tensor] = {}
+    last: list[Any] = []
+    paths = list(probe_norms(base))
+    handles = [base.register_forward_hook(lambda _m, _a, output: last.append(output))]
+    for path in paths:
+        handles.append(base.get_submodule(path).register_forward_hook(_keep(outputs, path)))
+    try:
+        with torch.no_grad():
+            model(**{key: value[:1] if isinstance(value, Tensor) else value for key, value in batch.items()})
+    finally:
+        for handle in handles:
+            handle.remove()
+    hidden = last_hidden_state(last[-1]) if last else None
+    if hidden is not None:
+        for path, output in reversed(outputs.items()):
+            if output.shape == hidden.shape and torch.equal(output, hidden):
+                return _site(base, path)
+    raise UsageError(
+        f"no norm of {type(model).__name__} makes its last hidden state: it ends un-normed; {_choices(base)}"
+    )
+
+
+def last_hidden_state(output: Any) -> Tensor | None:
+    """The last hidden state in a model's output, whatever form that takes."""
+    hidden = getattr(output, "last_hidden_state", None)
+    if hidden is None:
+        hidden = output[0] if isinstance(output, tuple) and output else output
+    return hidden if isinstance(hidden, Tensor) else None
+
+
+def _keep(outputs: dict[str, Tensor], path: str) -> Any:
+    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            outputs.pop(path, None)  # re-inserted: the order is that of the last firings
+            outputs[path] = output.clone()
+
+    return hook
+
+
+def _site(model: nn.Module, path: str) -> NormSite:
+    module = model.get_submodule(path)
+    probe = probe_norm(module)
+    norm = probe.norm(path) if probe else None
+    if norm is None:
+        raise UsageError(f"{path} ({type(module).__name__}) is not a plain norm; {_choices(model)}")
+    return NormSite(path, module, norm)
+
+
+def _choices(model: nn.Module) -> str:
+    paths = list(probe_norms(model))
+    if not paths:
+        return "this model has no norm at all"
+    shown = paths[-_LISTED:]
+    return f"choose with norm=... (--norm) one of its {len(paths)} norms, e.g. {', '.join(shown)}"
+
+
+def check_same_width(site: NormSite, tensor: Tensor) -> None:
+    """Check that a captured tensor has the norm's width.
+
+    Raises:
+        InputError: it has another.
+    """
+    if tensor.shape[-1] != site.norm.hidden_size:
+        raise InputError(
+            f"{site.path} ran on {tensor.shape[-1]} coordinates and has {site.norm.hidden_size} gains: "
+            "it does not act on the last dimension"
+        )

@@ -1,0 +1,319 @@
+"""Where a transformers model normalises its residual streams, found by watching one forward pass of a tiny instance.
+
+Nothing is read off names: the norm that ends a stream is the one whose output *is* the model's last hidden state, bit
+for bit; a block list is a module list whose elements hand each other the stream; placement is decided by which norms
+see a block's input, make its output, or add up to what it writes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deadreckon.errors import DeadreckonError
+from deadreckon.forward.probe import NormProbe, probe_norms
+from deadreckon.forward.tiny import tiny_inputs
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One residual stream of a model and the norm that ends it.
+
+    Attributes:
+        role: final (the only stack) | decoder | encoder | vision.
+        norm: module path of the norm that makes the stack's hidden state; None: it ends without one.
+        blocks: module path of the list of blocks; None where none was recognised.
+        placement: post | pre | sandwich | branch | None, see `find_stacks`.
+        why: what makes the hidden state instead, where there is no norm.
+        note: anything that a reader of this norm has to know.
+    """
+
+    role: str
+    norm: str | None
+    blocks: str | None = None
+    placement: str | None = None
+    why: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one module: copies of its first tensor argument and first output."""
+
+    path: str
+    given: Tensor | None
+    made: Tensor | None
+
+
+def redraw(model: nn.Module, probes: Mapping[str, NormProbe], seed: int = 1) -> None:
+    """Give every norm of `model` unique random effective gains in [0.5, 1.5] and shifts in [-0.1, 0.1], in place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, probe in probes.items():
+            module = model.get_submodule(path)
+            for name, low, width in (
+                (probe.gain_name, 0.5 - (probe.gain_offset or 0), 1.0),
+                (probe.shift_name, -0.1, 0.2),
+            ):
+                if name is not None:
+                    tensor = (
+                        module.get_parameter(name) if name in dict(module.named_parameters()) else getattr(module, name)
+                    )
+                    tensor.copy_(low + width * torch.rand(tensor.shape, generator=generator))
+
+
+def watch(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Any, list[Call]]:
+    """Run `model` and copy what every module was given and made.
+
+    Args:
+        model: any module, small enough that all its activations fit in memory.
+        inputs: its keyword inputs.
+
+    Returns:
+        The model's output, and the calls in the order in which they ended.
+    """
+    calls: list[Call] = []
+    handles = []
+    for path, module in model.named_modules():
+
+        def hook(_: nn.Module, args: Any, kwargs: Any, made: Any, path: str = path) -> None:
+            given = next(_tensors([*args, kwargs.get("hidden_states"), *kwargs.values()]), None)
+            calls.append(Call(path, _copy(given), _copy(next(_tensors([made]), None))))
+
+        handles.append(module.register_forward_hook(hook, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            output = model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return output, calls
+
+
+def find_stacks(model: nn.Module, probes: Mapping[str, NormProbe] | None = None) -> list[Stack]:
+    """The residual streams of a tiny model, the main one first.
+
+    Placement: *post*, a block's output is a norm's output; *pre*, a norm sees the block's input; *branch*, all that a
+    block adds to its input are outputs of norms; *sandwich*, pre and branch.
+
+    Args:
+        model: a transformers model as `tiny_model` builds it. Its norms are redrawn in place.
+        probes: its norms, when they are known already.
+
+    Returns:
+        One entry a hidden state that the model (or a tower of it that did not run) reports.
+
+    Raises:
+        UsageError: no inputs were found under which the model runs.
+    """
+    probes = probe_norms(model) if probes is None else probes
+    redraw(model, probes)
+    output, calls = watch(model, tiny_inputs(model))
+    lists = _block_lists(model, calls)
+    hidden = dict(_hidden_states(output))
+    vision = "pixel" in getattr(model, "main_input_name", "")
+    stacks = []
+    for key in sorted(hidden, key=_rank):
+        stack = _stack(hidden[key], _role(key, hidden), model, probes, calls, lists)
+        pooled = _pooled_norm(hidden[key], probes, calls) if stack.norm is None else None
+        if stack.norm is not None or pooled is None or key == "last_hidden_state":
+            stacks.append(stack)
+        if pooled is not None:
+            note = "acts on the pooled token only; the stream itself ends without a norm"
+            role = "vision" if vision or stack.role == "vision" else stack.role
+            stacks.append(replace(stack, role=role, norm=pooled, why=None, note=note))
+    ran = {call.path for call in calls}
+    for path, tower in _towers(model, ran):
+        stacks += _tower_stacks(path, tower)
+    return stacks
+
+
+def _tower_stacks(path: str, tower: nn.Module) -> Iterator[Stack]:
+    """The streams of a tower that the model's main input does not reach, run on its own."""
+    role = "vision" if re.search("pixel|image|video|vision|visual", " ".join(_argument_names(tower))) else "encoder"
+    try:
+        found = find_stacks(tower)
+    except (DeadreckonError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        yield Stack(role, None, why=f"{path}: {_first_line(error)}")
+        return
+    named = [stack for stack in found if stack.norm is not None] or found[:1]
+    for stack in named:
+        norm, blocks = (f"{path}.{part}" if part else None for part in (stack.norm, stack.blocks))
+        yield replace(stack, role=role, norm=norm, blocks=blocks)
+
+
+def _stack(
+    hidden: Tensor,
+    role: str,
+    model: nn.Module,
+    probes: Mapping[str, NormProbe],
+    calls: Sequence[Call],
+    lists: Mapping[str, Sequence[Call]],
+) -> Stack:
+    norm, note = None, None
+    for call in reversed(calls):
+        if call.path in probes and call.made is not None and (relation := _relation(call.made, hidden)) is not None:
+            norm, note = call, relation or None
+            break
+    path = norm.path if norm else None
+    source = norm.given if norm else hidden
+    blocks = next((p for p, c in lists.items() if path and path.startswith(f"{p}.")), None)
+    if blocks is None and source is not None:
+        blocks = next((p for p, c in lists.items() if _relation(c[-1].made, source) is not None), None)
+    if blocks is None:
+        anchor = path or next((c.path for c in reversed(calls) if c.path and _same(c.made, hidden)), "")
+        blocks = max(lists, key=lambda p: _common(p, anchor), default=None)
+    placement = _placement(lists[blocks], probes, calls) if blocks else None
+    why = None
+    if path is None:
+        maker = next((c.path for c in calls if c.path and _same(c.made, hidden)), None)
+        if maker is None:
+            why = "no module's output is the last hidden state"
+        elif blocks and maker.startswith(f"{blocks}."):
+            why = "the last block's output is the last hidden state"
+        else:
+            last = next(c for c in calls if c.path == maker)
+            fed = next((c.path for c in calls if c.path in probes and _same(c.made, last.given)), None)
+            why = f"{maker} ({type(model.get_submodule(maker)).__name__}) makes the last hidden state"
+            why += f" out of the norm {fed}" if fed else ""
+    return Stack(role, path, blocks, placement, why, note)
+
+
+def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Sequence[Call]) -> str | None:
+    block = chain[min(1, len(chain) - 1)]
+    if block.given is None or block.made is None or block.given.shape != block.made.shape:
+        return None
+    end = next(i for i, call in enumerate(calls) if call is block)
+    begin = next((i + 1 for i in range(end - 1, -1, -1) if calls[i] in chain), 0)
+    inside = [
+        c for c in calls[begin:end] if c.path in probes and c.made is not None and c.made.numel() == block.made.numel()
+    ]
+    if any(_same(call.made, block.made) for call in inside):
+        return "post"
+    pre = any(_same(call.given, block.given) for call in inside)
+    written = (block.made - block.given).to(torch.float64)
+    branch = any(
+        torch.linalg.norm(written - sum(c.made.reshape(written.shape).to(torch.float64) for c in subset))
+        <= 1e-5 * torch.linalg.norm(block.made)
+        for size in range(1, min(len(inside), 6) + 1)
+        for subset in itertools.combinations(inside, size)
+    )
+    return {(True, True): "sandwich", (True, False): "pre", (False, True): "branch"}.get((pre, branch))
+
+
+def _block_lists(model: nn.Module, calls: Sequence[Call]) -> dict[str, list[Call]]:
+    """Module lists whose elements hand each other the stream, outermost first, with their calls."""
+    found: dict[str, list[Call]] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):
+            continue
+        chain = [c for c in calls if c.path.rpartition(".")[0] == path and c.path.rpartition(".")[2].isdigit()]
+        handed = sum(_same(a.made, b.given) for a, b in itertools.pairwise(chain))
+        if len(chain) > 1 and 3 * handed >= 2 * (len(chain) - 1):
+            found[path] = chain
+    return found
+
+
+def _hidden_states(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(output, Mapping):
+        for key, value in output.items():
+            if isinstance(value, Mapping):
+                yield from _hidden_states(value, f"{prefix}{key}.")
+            elif str(key).endswith("last_hidden_state") and isinstance(value, Tensor):
+                yield f"{prefix}{key}", value
+
+
+def _pooled_norm(hidden: Tensor, probes: Mapping[str, NormProbe], calls: Sequence[Call]) -> str | None:
+    """The norm that sees some tokens of a hidden state that was not normed itself."""
+    after = (c.path for c in reversed(calls) if c.path in probes and c.given is not None)
+    seen = {c.path: c.given for c in calls}
+    return next((p for p in after if seen[p] is not None and seen[p].numel() < hidden.numel() and _relation(hidden, seen[p])), None)
+
+
+def _role(key: str, hidden: Mapping[str, Tensor]) -> str:
+    if re.search("vision|image|video", key):
+        return "vision"
+    if key.startswith("encoder_"):
+        return "encoder"
+    if key != "last_hidden_state" and "last_hidden_state" in hidden:
+        return "decoder"  # a second stream beside the main one
+    return "decoder" if any(other.startswith("encoder_") for other in hidden) else "final"
+
+
+def _rank(key: str) -> tuple[bool, bool, str]:
+    return (key != "last_hidden_state", "text" not in key, key)
+
+
+def _towers(model: nn.Module, ran: set[str]) -> Iterator[tuple[str, nn.Module]]:
+    from transformers import PreTrainedModel
+
+    seen: list[str] = []
+    for path, module in model.named_modules():
+        if (
+            path
+            and isinstance(module, PreTrainedModel)
+            and path not in ran
+            and not any(path.startswith(f"{s}.") for s in seen)
+        ):
+            seen.append(path)
+            yield path, module
+
+
+def _argument_names(module: nn.Module) -> list[str]:
+    import inspect
+
+    return [
+        *inspect.signature(module.forward).parameters,
+        getattr(module, "main_input_name", ""),
+        type(module).__name__.lower(),
+    ]
+
+
+def _relation(made: Tensor | None, hidden: Tensor) -> str | None:
+    """How `hidden` follows from `made`: "" when equal, a note when tokens were dropped or reshaped, None when not."""
+    if made is None or made.dim() == 0 or not made.is_floating_point():
+        return None
+    if _same(made, hidden):
+        return ""
+    if made.numel() == hidden.numel() and torch.equal(made.flatten(), hidden.flatten()):
+        return "the hidden state is a reshaped copy of the norm's output"
+    width = made.shape[-1]
+    if hidden.dim() and hidden.shape[-1] == width and hidden.numel() < made.numel():
+        rows, kept = made.reshape(-1, width), hidden.reshape(-1, width)
+        if bool((kept[:, None] == rows[None]).all(-1).any(-1).all()):
+            return "the hidden state keeps only some of the tokens that the norm sees"
+    return None
+
+
+def _same(a: Tensor | None, b: Any) -> bool:
+    return isinstance(b, Tensor) and a is not None and a.shape == b.shape and torch.equal(a, b)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value.values())
+        elif isinstance(value, tuple | list):
+            yield from _tensors(value)
+
+
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()
+
+
+def _common(a: str, b: str) -> int:
+    return sum(
+        1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a.split("."), b.split("."), strict=False))
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:160]

@@ -1,0 +1,270 @@
+"""A very small random instance of any transformers model type, and inputs that run it.
+
+Sizes are shrunk by the names of the config's fields, recursively, so no model type needs code of its own; the few that
+need particular values have them in `OVERRIDES`, as data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deadreckon.errors import UsageError
+
+WIDTH = 64  # every hidden size: a vector of this length is a vector of the residual stream
+VOCABULARY = 120
+LAYERS = 4  # enough to meet every kind of block of the hybrids that repeat after four
+
+# The first pattern that matches a whole field name gives the size. Fields that no pattern matches keep their default.
+_SIZES: tuple[tuple[str, int], ...] = (
+    (r"vocab_size|vocab_size_per_layer_input|.*_vocab_size(?<!type_vocab_size)", VOCABULARY),
+    (r"(\w+_)?num_key_value_heads|num_kv_heads|num_ln_in_parallel_attn|num_global_key_value_heads", 2),
+    (r"(\w+_)?num_attention_heads|n_heads?|num_heads|(en|de)coder_attention_heads", 4),
+    (r"(\w+_)?(num_hidden_layers|num_layers)|n_layers?|(en|de)coder_layers|num_blocks|depth|num_pooler_layers", LAYERS),
+    (r"num_adapter_layers|num_hidden_groups|num_kv_shared_layers", 1),
+    (r"(\w+_)?intermediate_size|\w*ffn_dim|ffn_hidden_size|d_ff|n_inner|mlp_dim|d_inner", 96),
+    (r"num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts", 4),
+    (r"num_experts_per_tok|moe_k|moe_topk|top_k_experts", 2),
+    (r"rotary_dim", 8),
+    (r"(\w+_)?hidden_size|d_model|n_embd|n_embed|embedding_size|(\w+_)?embed_dim|embed_dims|dim|projection_dim", WIDTH),
+    (r"word_embed_proj_dim|out_hidden_size|output_dim|output_proj_dims|model_dim|pooler_output_size", WIDTH),
+    (r"hidden_size_per_layer_input|codevector_dim|proj_codevector_dim|classifier_proj_size", 16),
+    (r"image_size|crop_size", 32),
+    (r"patch_size", 8),
+    (r"num_frames|frames_per_clip", 4),
+    (r"max_source_positions|max_target_positions", 40),
+)
+
+_SMALL_TOKENS = 12
+_FIRST_PLAIN_ID = 5  # ids below are often special (padding, start, end)
+
+# Values that a model type needs besides, each because a default contradicts the small sizes.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "distilbert": {"hidden_dim": 96},
+    "nemotron": {"num_key_value_heads": 2},
+    "wav2vec2": {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4},
+}
+
+# Tried in this order: the class with an output head of which the base class is a part.
+_HEADS = (
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES",
+    "MODEL_FOR_CTC_MAPPING_NAMES",
+)
+
+
+def tiny_config(model_type: str, **overrides: Any) -> Any:
+    """A transformers config of that type with every size shrunk.
+
+    Args:
+        model_type: transformers' name, e.g. ``gpt_neox``.
+        overrides: values that win over the small ones; a dotted key reaches into a sub-config
+            (``**{"text_config.num_hidden_layers": 5}``).
+
+    Returns:
+        The config object.
+
+    Raises:
+        UsageError: the installed transformers knows no such model type.
+    """
+    from transformers import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        raise UsageError(f"the installed transformers has no model type {model_type!r}")
+    return _shrink(CONFIG_MAPPING[model_type], {**OVERRIDES.get(model_type, {}), **overrides})
+
+
+def tiny_model(model_type: str, head: bool = False, **overrides: Any) -> nn.Module:
+    """A small randomly initialised model, in evaluation mode, the same at every call.
+
+    Args:
+        model_type: transformers' name, e.g. ``gpt_neox``.
+        head: the first class that exists of sequence-to-sequence, masked, causal and image-text language models and
+            image, video and speech classifiers, rather than the base class.
+        overrides: config values, as for `tiny_config`.
+
+    Returns:
+        The model, on the current default device (``with torch.device("meta")`` builds it without weights).
+
+    Raises:
+        UsageError: no such model type, or it has no such class.
+    """
+    config = tiny_config(model_type, **overrides)
+    model_class = head_class(model_type) if head else _class_named(model_type, "MODEL_MAPPING_NAMES")
+    if model_class is None:
+        raise UsageError(f"transformers has no {'head' if head else 'base'} class for model type {model_type!r}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: nn.Module = model_class(config)
+    return model.eval()
+
+
+def head_class(model_type: str) -> Any | None:
+    """The transformers class with an output head for that model type.
+
+    Args:
+        model_type: transformers' name.
+
+    Returns:
+        The class, or None when the type has a base class only.
+    """
+    return next((found for mapping in _HEADS if (found := _class_named(model_type, mapping)) is not None), None)
+
+
+def tiny_inputs(model: nn.Module) -> dict[str, Tensor]:
+    """Keyword inputs under which `model` runs: its main input, and as few others as it needs.
+
+    Args:
+        model: a transformers model (or one tower of one) built by `tiny_model`.
+
+    Returns:
+        Input name -> tensor, batch of one.
+
+    Raises:
+        UsageError: no combination of the inputs that this function can make runs the model.
+    """
+    parameters = inspect.signature(model.forward).parameters
+    available = {name: value for name, value in _inputs(model.config).items() if name in parameters}
+    if {"pixel_values", "pixel_position_ids"} <= available.keys():
+        available["pixel_values"] = _inputs(model.config)["hidden_states"].unsqueeze(0)
+    main = getattr(model, "main_input_name", "input_ids")
+    wanted = [main, *(n for n, p in parameters.items() if p.default is p.empty and n in available)]
+    if getattr(model.config, "is_encoder_decoder", False):
+        wanted.append("decoder_input_ids")
+    first = {name: available[name] for name in dict.fromkeys(wanted) if name in available}
+    failure: Exception | None = None
+    for inputs in (first, {**first, **{n: v for n, v in available.items() if n.startswith("pixel")}}, available):
+        try:
+            with torch.no_grad():
+                model(**inputs)
+        except Exception as error:  # a foreign forward may fail in any way; the next combination may do
+            failure = error
+        else:
+            return inputs
+    raise UsageError(f"{type(model).__name__} runs on none of the inputs {sorted(available)}: {failure}")
+
+
+def _inputs(config: Any) -> dict[str, Tensor]:
+    """Every input this module can make for a model of that config."""
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def ids(length: int) -> Tensor:
+        return torch.randint(_FIRST_PLAIN_ID, VOCABULARY // 2, (1, length), generator=generator)
+
+    vision = next(
+        (c for c in (config, getattr(config, "vision_config", None)) if _has(c, "image_size|crop_size")), None
+    )
+    size = _first(vision, ("image_size", "crop_size"), 32)
+    channels = _first(vision, ("num_channels", "in_channels", "in_chans"), 3)
+    frames = _first(vision, ("num_frames", "frames_per_clip"), 0)
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    image = (1, frames, channels, height, width) if frames else (1, channels, height, width)
+    bins = _first(config, ("num_mel_bins", "feature_size"), 80)
+    return {
+        "input_ids": ids(_SMALL_TOKENS),
+        "decoder_input_ids": ids(_SMALL_TOKENS - 3),
+        "pixel_values": numbers(*image),
+        "pixel_values_videos": numbers(*image),
+        "input_values": numbers(1, 4000),
+        "input_features": numbers(1, bins, 2 * _first(config, ("max_source_positions",), 40)),
+        **_patches(config, numbers),
+    }
+
+
+def _patches(config: Any, numbers: Callable[..., Tensor]) -> dict[str, Tensor]:
+    """Inputs of towers that take an image as a list of patches: 6 x 6 of them, with their places."""
+    side = _first(config, ("patch_size",), 8)
+    if not isinstance(side, int):
+        return {}
+    rows, columns = torch.meshgrid(torch.arange(6), torch.arange(6), indexing="ij")
+    features = _first(config, ("in_channels", "num_channels", "in_chans"), 3) * side**2
+    return {
+        "hidden_states": numbers(36, features * _first(config, ("temporal_patch_size",), 1)),
+        "grid_thw": torch.tensor([[1, 6, 6]]),
+        "pixel_position_ids": torch.stack([columns, rows], -1).reshape(1, 36, 2),
+    }
+
+
+def _shrink(config_class: Any, overrides: Mapping[str, Any]) -> Any:
+    defaults = config_class()
+    values: dict[str, Any] = {}
+    for name, default in _fields(config_class):
+        if isinstance(default, int) and not isinstance(default, bool):
+            values |= _small(name, default)
+    values |= dict(_special_ids(config_class))
+    layers = getattr(defaults, "num_hidden_layers", None)
+    for name, default in _fields(config_class):  # lists with one entry a layer
+        if isinstance(default, list | tuple) and isinstance(layers, int) and len(default) == layers:
+            values[name] = type(default)(default[:LAYERS])
+    nested: dict[str, dict[str, Any]] = {}
+    for key, value in overrides.items():
+        sub, _, rest = key.partition(".")
+        if rest:
+            nested.setdefault(sub, {})[rest] = value
+        else:
+            values[key] = value
+    for key, declared in getattr(config_class, "sub_configs", {}).items():
+        default = getattr(defaults, key, None)
+        sub_class = declared if default is None else type(default)  # towers that are off by default are built too
+        model_type = getattr(sub_class, "model_type", "")
+        if key not in values and model_type:
+            own = {**OVERRIDES.get(model_type, {}), **nested.get(key, {})}
+            values[key] = {**_shrink(sub_class, own).to_dict(), "model_type": model_type}
+    return config_class(**values)
+
+
+def _fields(config_class: Any) -> Iterator[tuple[str, Any]]:
+    """The names and class defaults of a config's fields; values that the class derives from others are left to it."""
+    for field in dataclasses.fields(config_class):
+        if field.init and field.default is not dataclasses.MISSING:
+            yield field.name, field.default
+
+
+def _small(name: str, default: int) -> dict[str, int]:
+    for pattern, size in _SIZES:
+        if re.fullmatch(pattern, name):
+            return {name: min(size, default) if default > 0 else default}
+    return {}
+
+
+def _special_ids(config_class: Any) -> Iterator[tuple[str, int]]:
+    """Special token ids moved to the end of the small vocabulary, where the inputs do not reach."""
+    free = VOCABULARY - 1
+    for name, default in _fields(config_class):
+        if re.fullmatch(r"\w+_token_(id|index)", name) and isinstance(default, int) and default >= _FIRST_PLAIN_ID:
+            yield name, free
+            free -= 1
+
+
+def _class_named(model_type: str, mapping: str) -> Any | None:
+    import transformers
+
+    names = getattr(importlib.import_module("transformers.models.auto.modeling_auto"), mapping, {})
+    name = names.get(model_type)
+    if isinstance(name, list | tuple):
+        name = name[0]
+    return getattr(transformers, name) if name else None
+
+
+def _has(config: Any, pattern: str) -> bool:
+    return config is not None and any(getattr(config, name, None) is not None for name in pattern.split("|"))
+
+
+def _first(config: Any, names: tuple[str, ...], default: int) -> Any:
+    return next((v for name in names if (v := getattr(config, name, None)) is not None), default)

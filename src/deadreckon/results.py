@@ -1,0 +1,451 @@
+"""Results as frozen, versioned records: what the verbs return, what ``--json`` prints and what the JSON Schema describes.
+
+A number that does not exist (the direction of a norm without a kernel, a ratio of two rounding floors) is None, never NaN.
+Vectors too long for a terminal (bases, gains) ride along in ``record.vectors`` and are saved with ``--save``; they are not
+part of the JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from deadreckon import __version__
+from deadreckon.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Vectors = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A result with its provenance.
+
+    Attributes:
+        schema: name and version of this kind of record, e.g. ``deadreckon.read/1``.
+        deadreckon: version of the package that made it.
+        model: the model as it was named.
+    """
+
+    kind_of_record: ClassVar[str] = ""
+
+    schema: str = ""
+    deadreckon: str = __version__
+    model: str
+
+    def __post_init__(self) -> None:
+        if not self.schema:
+            object.__setattr__(self, "schema", self.kind_of_record)
+
+    @property
+    def vectors(self) -> Vectors:
+        """Named float64 arrays that belong to the result; empty on a record that was read back from JSON."""
+        return self.__dict__.get("_vectors", {})
+
+    def with_vectors(self, vectors: Vectors) -> Self:
+        """The same record, carrying `vectors`."""
+        object.__setattr__(self, "_vectors", dict(vectors))
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain dictionaries and lists: exactly what ``--json`` prints."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """The record as one indented JSON document."""
+        return json.dumps(self.to_dict(), indent=2, allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """The record that `to_dict` wrote.
+
+        Raises:
+            InputError: a key is missing or has the wrong type; the message gives its path.
+        """
+        import msgspec  # noqa: PLC0415 - the one place that needs it at run time
+
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise InputError(
+                f"not a {cls.kind_of_record} record: {error}; it was edited or made by another version"
+            ) from None
+
+    @classmethod
+    def json_schema(cls) -> dict[str, Any]:
+        """JSON Schema of the record (draft 2020-12)."""
+        import msgspec  # noqa: PLC0415
+
+        return msgspec.json.schema(cls)
+
+    def headline(self) -> list[tuple[str, str]]:
+        """What a person wants to see first, as (label, value) rows."""
+        return [("model", self.model)]
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{html.escape(k)}</th><td>{html.escape(v)}</td></tr>" for k, v in self.headline())
+        return f"<table><caption>{html.escape(self.schema)}</caption>{rows}</table>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One observation about a norm's kind.
+
+    Attributes:
+        name: what was looked at: architecture | shift_tensor | epsilon_key | functional | given.
+        says: layernorm | rmsnorm | none | undetermined.
+        strength: decisive | strong | weak.
+        value: what was seen.
+    """
+
+    name: str
+    says: str
+    strength: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinate:
+    """One coordinate of a unit vector."""
+
+    index: int
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """A unit vector in words: how many coordinates it spreads over and which it leans on.
+
+    Attributes:
+        participation_ratio: 1/sum(w^4): 1 for a coordinate axis, d for an even spread.
+        top: the largest coordinates by magnitude.
+    """
+
+    participation_ratio: float
+    top: list[Coordinate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileStamp:
+    """A file that the result rests on. `sha256` covers what `covers` says: the whole file, or its header only."""
+
+    name: str
+    bytes: int
+    sha256: str
+    covers: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The stamp of a whole file, read through once."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(name=path.name, bytes=path.stat().st_size, sha256=digest, covers="file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormReading:
+    """What a norm's parameters say about its output.
+
+    Attributes:
+        role: final | head | encoder | decoder | vision | block.
+        kind: layernorm | rmsnorm | undetermined.
+        hidden_size: d.
+        final_norm: name of the gain tensor (of the module, where the norm has no parameters).
+        gain_offset: what the module adds to the stored tensor.
+        kernel_dim: dimension of the exact kernel; None where the kind is undetermined.
+        dead_count: predicted number of dead directions at `tau`; None where the kind is undetermined.
+        zero_gains: number of gains that are exactly zero.
+        smallest_gain: smallest effective gain's magnitude.
+        median_gain: median magnitude.
+        largest_gain: largest magnitude.
+        direction: the dead direction, where the kernel is exactly one direction.
+        beta_projection: w.shift, the constant that the dead direction reads for every input; None without a direction.
+        predicted_eigenvalues: smallest predicted eigenvalues relative to their mean, ascending.
+    """
+
+    role: str
+    kind: str
+    hidden_size: int
+    final_norm: str
+    gain_offset: float
+    tau: float
+    kernel_dim: int | None
+    dead_count: int | None
+    zero_gains: int
+    smallest_gain: float
+    median_gain: float
+    largest_gain: float
+    direction: Direction | None
+    beta_projection: float | None
+    predicted_eigenvalues: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(NormReading, Record):
+    """What the parameters alone say: the result of ``read``.
+
+    Attributes:
+        norms: every norm asked for, the top-level one first.
+        evidence: why the top-level norm is taken to be of its kind.
+        files: what was opened.
+        bytes_read: bytes read from disk: config, headers and norm tensors.
+        seconds: wall time of the read, imports not included.
+    """
+
+    kind_of_record: ClassVar[str] = "deadreckon.read/1"
+
+    norms: list[NormReading]
+    evidence: list[Evidence]
+    files: list[FileStamp]
+    bytes_read: int
+    seconds: float
+
+    def headline(self) -> list[tuple[str, str]]:
+        """Model, norm, and how many directions are dead."""
+        return [
+            ("model", self.model),
+            ("final norm", f"{self.final_norm} ({self.kind}, d = {self.hidden_size})"),
+            ("exact kernel", "undetermined" if self.kernel_dim is None else f"{self.kernel_dim} direction(s)"),
+            (f"predicted dead at {self.tau:g}", "undetermined" if self.dead_count is None else str(self.dead_count)),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """The kind of a model's final norm, with the evidence and what contradicts it."""
+
+    model: str
+    kind: str
+    evidence: list[Evidence]
+    contradictions: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifications(Record):
+    """The result of ``classify``: one entry a model."""
+
+    kind_of_record: ClassVar[str] = "deadreckon.classify/1"
+
+    results: list[Classification]
+
+    def headline(self) -> list[tuple[str, str]]:
+        """One row a model."""
+        return [(result.model, result.kind) for result in self.results]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Whether the measured module is the norm that the parameters were read for.
+
+    Attributes:
+        status: ok | failed.
+        norm_residual: |y - norm64(x)|/|y - shift|, Frobenius over all tokens.
+        norm_tolerance: the largest residual that rounding of the native dtype explains.
+        kernel_variance: largest float64 variance along the kernel, in units of d/|gain^-1|^2 (of the mean variance for
+            zero gains); None where no kernel is predicted.
+        kernel_tolerance: the largest value that float64 rounding explains.
+        why: what failed, in words; empty when ok.
+    """
+
+    status: str
+    norm_residual: float
+    norm_tolerance: float
+    kernel_variance: float | None
+    kernel_tolerance: float
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """Second-order statistics of one norm's output over the calibration tokens.
+
+    "Native" is the output as the model computed it; "float64" is the same norm recomputed in float64 from its captured
+    input. Eigenvalues are of the centred covariance. A value at or below its floor is rounding and means "at the floor".
+
+    Attributes:
+        norm: module path of the norm.
+        kind: layernorm | rmsnorm.
+        tokens: N, masked positions excluded.
+        tokens_per_dimension: N/d.
+        distinct_inputs: number of distinct token ids among them; None for other inputs.
+        kernel_dim: dimension of the exact kernel that the gain predicts.
+        predicted_dead: predicted dead count at `tau`.
+        tested: what the alignment figures test: kernel, or candidate (gain^-1 of a norm that predicts no kernel: a control).
+        alignment: |<w, u_1>|, w the tested direction and u_1 the native bottom eigenvector.
+        alignment_uniform: the same for 1/sqrt(d) in place of w.
+        alignment_float64: alignment with the float64 bottom eigenvector.
+        bottom_simple: whether the bottom eigenvalue stands alone, without which `alignment` says little.
+        subspace_alignment: |U_k^T w|, U_k the k = max(1, predicted dead) bottom native eigenvectors.
+        largest_principal_angle: between the predicted dead subspace and U_k, radians; None when nothing is predicted dead.
+        largest_principal_angle_float64: the same for the float64 eigenvectors.
+        lambda_dead: largest native variance along the tested direction(s), from projected tokens.
+        lambda_dead_floor: the part of it that the norm's own rounding explains, measured.
+        lambda_dead_float64: the same for the float64 norm.
+        lambda_dead_at_floor: whether `lambda_dead` is rounding.
+        lambda_dead_rank: number of native eigenvalues below `lambda_dead`.
+        lambda_min: smallest native eigenvalue.
+        lambda_min_floor: what it must exceed to mean anything.
+        lambda_2: second smallest.
+        lambda_mean: trace/d.
+        lambda_max: largest.
+        spectral_gap: lambda_2/lambda_min; None when lambda_min is at its floor.
+        condition_number: lambda_max/lambda_min; None when lambda_min is at its floor.
+        depth_decades: log10(lambda_mean/lambda_dead), native; None when lambda_dead is exactly 0.
+        depth_decades_float64: the same for the float64 norm.
+        dead_counts: number of float64 eigenvalues <= tau * mean, by tau.
+        dead_counts_native: the same for the native output.
+        algebraic_dead: dead directions at `tau` that the gain explains.
+        learned_dead: those that it does not.
+        effective_rank: exp of the entropy of the normalised singular values.
+        participation_ratio: (sum lambda)^2/sum lambda^2.
+        stable_rank: sum lambda/lambda_max.
+        schur_ratio: 1 - S/lambda_dead, S the variance of w.y left after regression on the other directions; None where
+            lambda_dead is 0 or the tested subspace has several directions.
+        schur_reference: (d-1)/(N-1), a lower reference for it, not a null.
+        protocol: the check that these figures are about the norm that was read.
+        warnings: what limits these figures.
+    """
+
+    norm: str
+    kind: str
+    hidden_size: int
+    tokens: int
+    tokens_per_dimension: float
+    distinct_inputs: int | None
+    tau: float
+    kernel_dim: int
+    predicted_dead: int
+    tested: str
+    alignment: float
+    alignment_uniform: float
+    alignment_float64: float
+    bottom_simple: bool
+    subspace_alignment: float
+    largest_principal_angle: float | None
+    largest_principal_angle_float64: float | None
+    lambda_dead: float
+    lambda_dead_floor: float
+    lambda_dead_float64: float
+    lambda_dead_at_floor: bool
+    lambda_dead_rank: int
+    lambda_min: float
+    lambda_min_floor: float
+    lambda_2: float
+    lambda_mean: float
+    lambda_max: float
+    spectral_gap: float | None
+    condition_number: float | None
+    depth_decades: float | None
+    depth_decades_float64: float | None
+    dead_counts: dict[str, int]
+    dead_counts_native: dict[str, int]
+    algebraic_dead: int
+    learned_dead: int
+    effective_rank: float
+    participation_ratio: float
+    stable_rank: float
+    schur_ratio: float | None
+    schur_reference: float
+    protocol: Protocol
+    warnings: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin(Figures):
+    """The same figures for a random-init twin: same config and tokens, weights of the model's own initialiser."""
+
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class GapFigure:
+    """One init-to-trained change: trained minus the twins' mean, with the smallest and largest twin subtracted instead.
+
+    Each is None where the quantity does not exist on one side (a depth of exactly zero variance).
+    """
+
+    change: float | None
+    smallest: float | None
+    largest: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """Init-to-trained gap.
+
+    Attributes:
+        depth_decades: of the native depth.
+        lambda_dead_decades: of log10 of the native variance along the tested direction.
+        effective_rank: of the effective rank.
+        dead_counts: of the float64 dead counts, by tau.
+    """
+
+    depth_decades: GapFigure
+    lambda_dead_decades: GapFigure
+    effective_rank: GapFigure
+    dead_counts: dict[str, GapFigure]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where and with what a measurement was made."""
+
+    device: str
+    dtype: str
+    python: str
+    platform: str
+    libraries: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Figures, Record):
+    """One forward pass of a model: the result of ``measure``.
+
+    Attributes:
+        revision: revision of the model, where it has one.
+        files: the files that were loaded.
+        data: what the calibration tokens are.
+        seed: seed of everything random.
+        affine: how gains and shifts were redrawn, or None.
+        solver: eigensolver.
+        environment: device, dtype and versions.
+        seconds: wall time, loading included.
+        twins: the random-init twins.
+        gap: the init-to-trained gap; None without twins.
+    """
+
+    kind_of_record: ClassVar[str] = "deadreckon.measure/1"
+
+    revision: str | None
+    files: list[FileStamp]
+    data: str
+    seed: int
+    affine: str | None
+    solver: str
+    environment: Environment
+    seconds: float
+    twins: list[Twin]
+    gap: Gap | None
+
+    def headline(self) -> list[tuple[str, str]]:
+        """Model, norm, protocol and the alignment figures."""
+        return [
+            ("model", self.model),
+            ("norm", f"{self.norm} ({self.kind}, d = {self.hidden_size})"),
+            ("tokens", f"{self.tokens} ({self.tokens_per_dimension:.1f} per dimension)"),
+            ("protocol", self.protocol.status),
+            ("predicted dead / exact kernel", f"{self.predicted_dead} / {self.kernel_dim}"),
+            ("alignment, subspace", f"{self.alignment:.6f}, {self.subspace_alignment:.6f}"),
+            ("dead directions (float64)", ", ".join(f"{n} at {tau}" for tau, n in self.dead_counts.items())),
+        ]
+
+
+RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Measurement)
