@@ -24,7 +24,7 @@ _MAGIC = b"GGUF"
 _NAME_LIMIT = 65_535  # the format's limit on a metadata key
 _KEEP_BYTES = 65_536  # a longer metadata string (a chat template, a licence) is stepped over
 _KEEP_ITEMS = 1_024  # and so is a longer array: an array of one number a layer is kept, a vocabulary is not
-_VALUES_LIMIT = 1 << 20  # metadata values and array members that are not vocabulary
+_VALUES_LIMIT = 1 << 18  # tensors, metadata values and arrays in arrays: each is a step of a loop
 _AXES_LIMIT = 8
 _DEPTH_LIMIT = 4
 

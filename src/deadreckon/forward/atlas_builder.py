@@ -182,18 +182,28 @@ class _Variant:
 
     def pattern(self, path: str) -> str:
         """The path with the index of its block spelled ``*`` (``{last}`` for the norm that ends a stack)."""
-        blocks = self.blocks_of(path)
-        if blocks is None:
-            return path
-        index, _, rest = path[len(blocks) + 1 :].partition(".")
-        star = "{last}" if any(path == stack.norm for stack in self.stacks) else "*"
-        return ".".join([blocks, star, rest]) if int(index) or star == "*" else path
+        segments = path.split(".")
+        for place, _, star in self.indices(path):
+            segments[place] = star
+        return ".".join(segments)
 
-    def blocks_of(self, path: str) -> str | None:
-        """The block list that a norm lies in, where it has more than one element (shared layers keep their index)."""
-        lists = (s.blocks for s in self.stacks if s.blocks and path.startswith(f"{s.blocks}."))
-        found = next(lists, None)
-        return found if found and len(_modules(self.model, found)) > 1 else None
+    def indices(self, path: str) -> list[tuple[int, str, str]]:
+        """Where the path counts blocks: (segment, name of the list, how to spell the index).
+
+        The outermost list of more than one element always counts blocks; one inside it does where its elements are
+        alike (an attention layer's norm a head), and does not where they differ (T5's self-attention, cross, MLP).
+        """
+        found: list[tuple[int, str, str]] = []
+        segments = path.split(".")
+        for place in range(1, len(segments)):
+            modules = self.model.get_submodule(".".join(segments[:place]))
+            if isinstance(modules, nn.ModuleList) and len(modules) > 1:
+                ends = not found and any(path == stack.norm for stack in self.stacks)
+                if ends and int(segments[place]) != len(modules) - 1:
+                    continue
+                if not found or len({type(module) for module in modules}) == 1:
+                    found.append((place, segments[place - 1], "{last}" if ends else "*"))
+        return found
 
 
 def _stack_row(
@@ -230,11 +240,12 @@ def _other_norms(variant: _Variant, names: Mapping[str, Any]) -> dict[str, set[s
     """All norms that end no stack: what they do -> their spellings."""
     found: dict[str, set[str]] = {}
     for path, probe in variant.probes.items():
-        if any(path == stack.norm for stack in variant.stacks) and variant.blocks_of(path) is None:
+        if any(path == stack.norm for stack in variant.stacks) and not variant.indices(path):
             continue
         spellings = {_starred(spelling) for spelling in names[path]["spellings"]}
         if spellings and probe.gain_name:
-            what = {**_what(probe), **{leaf: names[path][leaf] for leaf in ("gain", "shift")}, "eps": probe.eps}
+            what = {**_what(probe), "gain": names[path]["gain"], "eps": probe.eps}
+            del what["shift"]  # whether there is one, the file says
             found.setdefault(json.dumps(what, sort_keys=True), set()).update(spellings)
     return found
 
@@ -312,16 +323,15 @@ def _saved(model: Any) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
 
 
 def _generalise(name: str, path: str, variant: _Variant) -> str:
-    """Spell the block's index in a file's name as in `_Variant.pattern`."""
-    blocks, pattern = variant.blocks_of(path), variant.pattern(path)
-    if blocks is None or pattern == path:
-        return name
-    index = path[len(blocks) + 1 :].partition(".")[0]
-    segments = name.split(".")
-    places = [i for i, segment in enumerate(segments) if segment == index]
-    same_list = [i for i in places if i and segments[i - 1] == blocks.rpartition(".")[2]]
-    if places:
-        segments[(same_list or places)[0]] = "{last}" if "{last}" in pattern else "*"
+    """Spell the block indices in a file's name as in `_Variant.pattern`."""
+    segments, start = name.split("."), 0
+    for place, list_name, star in variant.indices(path):
+        index = path.split(".")[place]
+        places = [i for i in range(start, len(segments)) if segments[i] == index]
+        same_list = [i for i in places if i and segments[i - 1] == list_name]
+        if places:
+            start = (same_list or places)[0]
+            segments[start] = star
     return ".".join(segments)
 
 
@@ -346,7 +356,8 @@ def _head_row(model_type: str, base: _Variant) -> Row | None:
                 return None
             variant = _Variant(model, probes, probes, [])
             names = {call.path: _head_names(model, call.path, probes[call.path])}
-            return _norm_row(call.path, variant, names) | {"eps": [None, probes[call.path].eps]}
+            keys = _Keys(model_type, {}, variant, head=True)
+            return _norm_row(call.path, variant, names) | {"eps": keys.eps(call.path)}
     return None
 
 
@@ -368,8 +379,8 @@ def _makes(made: torch.Tensor | None, wanted: Any) -> bool:
 class _Keys:
     """Which config values a part of the model answers to, found by changing them one at a time."""
 
-    def __init__(self, model_type: str, overrides: dict[str, Any], variant: _Variant) -> None:
-        self.model_type, self.overrides, self.variant = model_type, overrides, variant
+    def __init__(self, model_type: str, overrides: dict[str, Any], variant: _Variant, head: bool = False) -> None:
+        self.model_type, self.overrides, self.variant, self.head = model_type, overrides, variant, head
         self.leaves = dict(_leaves(variant.model.config))
 
     def eps(self, path: str) -> list[Any]:
@@ -382,13 +393,20 @@ class _Keys:
         """The key of the norm's size."""
         size = self.variant.probes[path].hidden_size
         near = [k for k, v in self.leaves.items() if v == size and type(v) is int]
-        return self._first(near, lambda v: 2 * v, lambda m: _probe_at(m, path, "hidden_size"))
+        found = self._first(near, lambda v: 2 * v, lambda m: _probe_at(m, path, "hidden_size"))
+        return found or self._canonical("hidden_size", size)
 
     def layers(self, blocks: str) -> str | None:
         """The key of the number of blocks."""
         count = len(_modules(self.variant.model, blocks))
         near = [k for k, v in self.leaves.items() if v == count and type(v) is int and re.search("layer|depth|block", k)]
-        return self._first(near, lambda v: v + 1, lambda m: len(_modules(m, blocks)))
+        found = self._first(near, lambda v: v + 1, lambda m: len(_modules(m, blocks)))
+        return found or self._canonical("num_hidden_layers", count)
+
+    def _canonical(self, name: str, value: int) -> str | None:
+        """The config's own key for transformers' common name, where no single key could be changed alone."""
+        key = getattr(self.variant.model.config, "attribute_map", {}).get(name, name)
+        return key if self.leaves.get(key) == value else None
 
     def _first(self, keys: Sequence[str], change: Callable[[Any], Any], look: Callable[[nn.Module], Any]) -> str | None:
         """The key whose change is seen, the one that changes least of the model besides."""
@@ -397,7 +415,7 @@ class _Keys:
         for key in keys:
             try:
                 with torch.device("meta"):
-                    model = tiny_model(self.model_type, **{**self.overrides, key: change(self.leaves[key])})
+                    model = tiny_model(self.model_type, self.head, **{**self.overrides, key: change(self.leaves[key])})
                 if look(model) != before:
                     found.append((_difference(model, self.variant.model), len(key), key))
             except Exception:  # not every size can change alone
@@ -439,7 +457,7 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     common = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     subs = set(getattr(config, "sub_configs", {}))
     for field in dataclasses.fields(config):
-        value = getattr(config, field.name, None)
+        value = vars(config).get(field.name)
         if field.name in subs and value is not None:
             yield from _leaves(value, f"{prefix}{field.name}.")
         elif field.name not in common and isinstance(value, bool | int | float):

@@ -25,12 +25,24 @@ class ReferenceNorm:
         self.shift = shift.to(device)
 
     def unshifted(self, inputs: Tensor) -> Tensor:
-        """gain * z(x), the output before the shift is added, for inputs of shape (n, d)."""
-        x = inputs.to(self.gain.device, torch.float64).unflatten(-1, (self.norm.groups, -1))
+        """Output before the shift is added, gain * z(x), for inputs of shape (n, d)."""
+        x = self._centred(inputs)
+        if self.norm.kind.normalised:
+            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + (self.norm.eps or 0.0))
+        return self.gain * x.flatten(-2)
+
+    def magnification(self, inputs: Tensor) -> Tensor:
+        """Factor by which subtracting the mean magnifies relative rounding, squared, shape (n,): |x|^2/|x - mean|^2."""
+        whole, rest = (x.square().sum((-1, -2)) for x in (self._grouped(inputs), self._centred(inputs)))
+        return torch.where(rest > 0, whole / rest, torch.ones_like(whole))
+
+    def _grouped(self, inputs: Tensor) -> Tensor:
+        return inputs.to(self.gain.device, torch.float64).unflatten(-1, (self.norm.groups, -1))
+
+    def _centred(self, inputs: Tensor) -> Tensor:
+        x = self._grouped(inputs)
         if self.norm.kind.centred:
             # Twice: what the rounding of the first mean leaves behind is itself a constant to subtract.
             x = x - x.mean(-1, keepdim=True)
             x = x - x.mean(-1, keepdim=True)
-        if self.norm.kind.normalised:
-            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + (self.norm.eps or 0.0))
-        return self.gain * x.flatten(-2)
+        return x

@@ -162,27 +162,32 @@ def _stack(
             norm, note = call, relation or None
             break
     path = norm.path if norm else None
-    source = norm.given if norm else hidden
-    blocks = next((p for p, c in lists.items() if path and path.startswith(f"{p}.")), None)
-    if blocks is None and source is not None:
-        blocks = next((p for p, c in lists.items() if _relation(c[-1].made, source) is not None), None)
+    maker = None if norm else next((c for c in reversed(calls) if c.path and _same(c.made, hidden)), None)
+    fed = next((c for c in reversed(calls) if maker and c.path in probes and _same(c.made, maker.given)), None)
+    end = norm or fed
+    blocks = _blocks_behind(end.path if end else "", end.given if end else hidden, lists)
     if blocks is None:
-        anchor = path or next((c.path for c in reversed(calls) if c.path and _same(c.made, hidden)), "")
-        blocks = max(lists, key=lambda p: _common(p, anchor), default=None)
+        anchor = end or maker
+        blocks = max(lists, key=lambda p: _common(p, anchor.path if anchor else ""), default=None)
     placement = _placement(lists[blocks], probes, calls) if blocks else None
     why = None
-    if path is None:
-        maker = next((c.path for c in calls if c.path and _same(c.made, hidden)), None)
-        if maker is None:
-            why = "no module's output is the last hidden state"
-        elif blocks and maker.startswith(f"{blocks}."):
-            why = "the last block's output is the last hidden state"
-        else:
-            last = next(c for c in calls if c.path == maker)
-            fed = next((c.path for c in calls if c.path in probes and _same(c.made, last.given)), None)
-            why = f"{maker} ({type(model.get_submodule(maker)).__name__}) makes the last hidden state"
-            why += f" out of the norm {fed}" if fed else ""
+    if maker is not None and blocks and maker.path.startswith(f"{blocks}."):
+        why = "the last block's output is the last hidden state"
+    elif maker is not None:
+        first = next(c.path for c in calls if _same(c.made, hidden))
+        why = f"{first} ({type(model.get_submodule(first)).__name__}) makes the last hidden state"
+        why += " out of a norm's output" if fed else ""
+    elif norm is None:
+        why = "no module's output is the last hidden state"
     return Stack(role, path, blocks, placement, why, note)
+
+
+def _blocks_behind(path: str, source: Tensor | None, lists: Mapping[str, Sequence[Call]]) -> str | None:
+    """The block list that a norm lies in, or else the one whose last block made what the norm is given."""
+    inside = next((p for p in lists if path.startswith(f"{p}.")), None)
+    if inside is not None or source is None:
+        return inside
+    return next((p for p, chain in lists.items() if _relation(chain[-1].made, source) is not None), None)
 
 
 def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Sequence[Call]) -> str | None:

@@ -50,6 +50,7 @@ class NormStatistics:
         )
         self.residual = 0.0
         self.signal = 0.0
+        self.magnification = 0.0
         self.dtype = torch.float64
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep_tokens else None
 
@@ -59,23 +60,25 @@ class NormStatistics:
         self.dtype = outputs.dtype
         native = outputs.to(device, torch.float64)
         exact = self.reference.unshifted(inputs.to(device))
-        error = native - self.reference.shift - exact
+        unshifted = native - self.reference.shift
+        error = unshifted - exact
         self.residual += float(error.square().sum())
-        self.signal += float((native - self.reference.shift).square().sum())
-        for moments, projected, values in (
-            (self.native, self.projected, native),
-            (self.exact, self.projected_exact, exact),
-            (self.error, self.projected_error, error),
-        ):
-            moments.update(values)
-            projected.update(values @ self.tested)
+        self.signal += float(unshifted.square().sum())
+        self.magnification += float(self.reference.magnification(inputs.to(device)).sum())
+        self.native.update(native)
+        self.exact.update(exact)
+        self.error.update(error)
+        # Projected without the shift: w.shift is a constant, but its rounding would drown what is being looked for.
+        self.projected.update(unshifted @ self.tested)
+        self.projected_exact.update(exact @ self.tested)
+        self.projected_error.update(error @ self.tested)
         if self.kept is not None:
             self.kept.append((native, exact))
 
     def protocol(self) -> Protocol:
         """Whether the module that ran is the norm that was read, and has its kernel."""
         unit = max(torch.finfo(self.dtype).eps, torch.finfo(torch.float32).eps) / 2
-        tolerance = _ROUNDINGS * unit
+        tolerance = _ROUNDINGS * unit * math.sqrt(self.magnification / self.native.count)
         residual = math.sqrt(self.residual / self.signal) if self.signal > 0 else math.sqrt(self.residual)
         variance = self._kernel_variance() if self.subspace.kernel_dim else None
         why = []

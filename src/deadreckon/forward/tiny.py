@@ -175,14 +175,14 @@ def _inputs(config: Any) -> dict[str, Tensor]:
     frames = _first(vision, ("num_frames", "frames_per_clip"), 0)
     height, width = size if isinstance(size, list | tuple) else (size, size)
     image = (1, frames, channels, height, width) if frames else (1, channels, height, width)
-    bins = _first(config, ("num_mel_bins", "feature_size"), 80)
+    bins = _first(config, ("num_mel_bins", "feature_size"), 128)
     return {
         "input_ids": ids(_SMALL_TOKENS),
         "decoder_input_ids": ids(_SMALL_TOKENS - 3),
         "pixel_values": numbers(*image),
         "pixel_values_videos": numbers(*image),
         "input_values": numbers(1, 4000),
-        "input_features": numbers(1, bins, 2 * _first(config, ("max_source_positions",), 40)),
+        "input_features": numbers(1, bins, 2 * _first(config, ("max_source_positions",), bins // 2)),
         **_patches(config, numbers),
     }
 
