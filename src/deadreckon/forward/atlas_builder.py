@@ -40,26 +40,21 @@ COMBINATIONS: dict[str, tuple[dict[str, Any], ...]] = {
 # Booleans of every config that steer training, caching or the kind of output, never the layers.
 _NOT_LAYERS = re.compile(r"use_cache|output_\w+|return_\w+|tie_\w+|torchscript|gradient_checkpointing|is_encoder_decoder")
 
-# How llama.cpp names norms. Its converter has already added any offset, so a file's gain is always the effective one.
-# The kind follows from which of the two eps keys is there, with the architecture's row deciding where both are.
+# How llama.cpp names norms, most telling first. Its converter has already added any offset, so a file's gain is always
+# the effective one. The kind follows from which eps key is there; where both are, from the architecture's row.
 GGUF: dict[str, Any] = {
-    "final": ["output_norm", "dec.output_norm", "enc.output_norm", "blk.{last}.layer_output_norm"],
-    "encoder": ["enc.output_norm"],
-    "vision": ["v.post_ln"],
-    "blocks": [
-        "token_embd_norm", "position_embd_norm",
-        *(f"{stack}blk.*.{name}" for stack, names in {
-            "": ("attn_norm", "attn_norm_2", "attn_q_norm", "attn_k_norm", "attn_q_a_norm", "attn_kv_a_norm",
-                 "attn_sub_norm", "attn_output_norm", "attn_post_norm", "post_attention_norm", "ffn_norm",
-                 "ffn_sub_norm", "ffn_post_norm", "post_ffw_norm", "post_norm", "layer_output_norm", "ssm_norm"),
-            "enc.": ("attn_norm", "ffn_norm"),
-            "dec.": ("attn_norm", "cross_attn_norm", "ffn_norm"),
-        }.items() for name in names),
+    "stacks": [
+        {"role": "final", "names": ["output_norm"]},
+        {"role": "decoder", "names": ["dec.output_norm"]},
+        {"role": "encoder", "names": ["enc.output_norm"]},
+        {"role": "final", "names": ["blk.{last}.layer_output_norm"]},
+        {"role": "vision", "names": ["v.post_ln"]},
     ],
-    "eps": {"layernorm": "attention.layer_norm_epsilon", "rmsnorm": "attention.layer_norm_rms_epsilon"},
+    "blocks": ["token_embd_norm", "position_embd_norm", *(f"{stack}blk.*.{{norm}}" for stack in ("", "enc.", "dec.", "v."))],
+    "kinds": {"layernorm": "attention.layer_norm_epsilon", "rmsnorm": "attention.layer_norm_rms_epsilon"},
     "hidden_size": "embedding_length",
     "layers": "block_count",
-}  # fmt: skip
+}
 
 
 def build_atlas(model_types: Iterable[str], *, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _stack(
             norm, note = call, relation or None
             break
     path = norm.path if norm else None
-    maker = None if norm else next((c for c in reversed(calls) if c.path and _same(c.made, hidden)), None)
+    maker = None if norm else next((c for c in calls if _same(c.made, hidden)), None)  # the first: the innermost
     fed = next((c for c in reversed(calls) if maker and c.path in probes and _same(c.made, maker.given)), None)
     end = norm or fed
     blocks = _blocks_behind(end.path if end else "", end.given if end else hidden, lists)
@@ -174,8 +174,7 @@ def _stack(
     if maker is not None and blocks and maker.path.startswith(f"{blocks}."):
         why = "the last block's output is the last hidden state"
     elif maker is not None:
-        first = next(c.path for c in calls if _same(c.made, hidden))
-        why = f"{first} ({type(model.get_submodule(first)).__name__}) makes the last hidden state"
+        why = f"{maker.path} ({type(model.get_submodule(maker.path)).__name__}) makes the last hidden state"
         why += " out of a norm's output" if fed else ""
     elif norm is None:
         why = "no module's output is the last hidden state"

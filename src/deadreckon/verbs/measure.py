@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deadreckon.checkpoint.source import Source, parse_model
-from deadreckon.checkpoint.zoo import zoo_entry
+from deadreckon.checkpoint.source import Source, parse_model, resolve
 from deadreckon.errors import UsageError
 from deadreckon.forward import calibration as calibrations
 from deadreckon.forward import load
@@ -91,7 +90,7 @@ def measure(
         name, is_random, loaded = type(model).__name__, False, load.Loaded(model, lambda: tokenizer)
     else:
         source = parse_model(model)
-        name, is_random = source.text, source.scheme == "random"
+        name, is_random = str(source), source.scheme == "random"
         loaded = _load(source, seed=seed, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if affine is not None and not (is_random or twin):
         raise UsageError("affine redraws random: models and twins, never a trained model: ask for a twin")
@@ -164,15 +163,18 @@ class _Run:
 
 def _load(source: Source, *, seed: int, dtype: str, device: str, trust_remote_code: bool) -> load.Loaded:
     where, what = load.resolve_device(device), load.resolve_dtype(dtype)
-    if source.scheme == "random":
-        entry = zoo_entry(source.name)
-        seed = seed if source.seed is None else source.seed
-        config = dict(entry.config_kwargs)
-        return load.Loaded(
-            load.random_model(entry.model_class, entry.config_class, config, seed=seed, dtype=what, device=where),
-            lambda: None,
-        )
-    return load.load_checkpoint(source.resolve(), dtype=what, device=where, trust_remote_code=trust_remote_code)
+    found = resolve(source)
+    if isinstance(found, Path):
+        return load.load_checkpoint(found, dtype=what, device=where, trust_remote_code=trust_remote_code)
+    model = load.random_model(
+        found.model_class,
+        found.config_class,
+        found.config_kwargs,
+        seed=seed if source.seed is None else source.seed,
+        dtype=what,
+        device=where,
+    )
+    return load.Loaded(model, lambda: None)
 
 
 def _calibration(

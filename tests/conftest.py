@@ -1,0 +1,25 @@
+"""Trained models and small helpers that several tests share."""
+
+import pytest
+
+from deadreckon.checkpoint.demo import demo_path
+from deadreckon.errors import UnreachableError
+
+
+def _path(name):
+    try:
+        return demo_path(name)
+    except UnreachableError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def minilm():
+    """Directory of all-MiniLM-L6-v2: LayerNorm, trained, three gains near zero."""
+    return _path("minilm")
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """GGUF file of SmolLM2-135M-Instruct: RMSNorm, trained."""
+    return _path("smollm2")
