@@ -1,3 +1,73 @@
-"""Read a transformer's dead directions from its parameters, and verify them in one forward pass."""
+"""Read a transformer's dead directions from its parameters, and verify them in one forward pass.
+
+    >>> import deadreckon
+    >>> deadreckon.read("demo:minilm").dead_count
+    3
+
+Names are imported when they are first used, so importing the package costs nothing and needs neither torch nor
+transformers; `measure` does.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deadreckon.checkpoint.format import Checkpoint, register_format
+    from deadreckon.errors import DeadreckonError
+    from deadreckon.forward.spectrum import Eigensolver, register_eigensolver
+    from deadreckon.kernel.norm import NormKind, register_norm_kind
+    from deadreckon.kernel.subspace import DeadSubspace
+    from deadreckon.results import Classifications, Measurement, Reading
+    from deadreckon.verbs.classify import classify
+    from deadreckon.verbs.measure import measure
+    from deadreckon.verbs.read import read
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Checkpoint": "checkpoint.format",
+    "Classifications": "results",
+    "DeadSubspace": "kernel.subspace",
+    "DeadreckonError": "errors",
+    "Eigensolver": "forward.spectrum",
+    "Measurement": "results",
+    "NormKind": "kernel.norm",
+    "Reading": "results",
+    "classify": "verbs.classify",
+    "measure": "verbs.measure",
+    "read": "verbs.read",
+    "register_eigensolver": "forward.spectrum",
+    "register_format": "checkpoint.format",
+    "register_norm_kind": "kernel.norm",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Classifications",
+    "DeadSubspace",
+    "DeadreckonError",
+    "Eigensolver",
+    "Measurement",
+    "NormKind",
+    "Reading",
+    "classify",
+    "measure",
+    "read",
+    "register_eigensolver",
+    "register_format",
+    "register_norm_kind",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deadreckon' has no attribute {name!r}")
+    value = getattr(import_module(f"deadreckon.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,8 +1,8 @@
-"""Results as frozen, versioned records: what the verbs return, what ``--json`` prints and what the JSON Schema describes.
+"""Results as frozen, versioned records: what verbs return, what ``--json`` prints, what the JSON Schema describes.
 
-A number that does not exist (the direction of a norm without a kernel, a ratio of two rounding floors) is None, never NaN.
-Vectors too long for a terminal (bases, gains) ride along in ``record.vectors`` and are saved with ``--save``; they are not
-part of the JSON.
+A number that does not exist (the direction of a norm without a kernel, a ratio of two rounding floors) is None, never
+NaN. Vectors too long for a terminal (bases, gains) ride along in ``record.vectors`` and are saved with ``--save``;
+they are not part of the JSON.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -48,11 +48,12 @@ class Record:
     @property
     def vectors(self) -> Vectors:
         """Named float64 arrays that belong to the result; empty on a record that was read back from JSON."""
-        return self.__dict__.get("_vectors", {})
+        make: Callable[[], Vectors] = self.__dict__.get("_make_vectors", dict)
+        return make()
 
-    def with_vectors(self, vectors: Vectors) -> Self:
-        """The same record, carrying `vectors`."""
-        object.__setattr__(self, "_vectors", dict(vectors))
+    def with_vectors(self, make: Callable[[], Vectors]) -> Self:
+        """The same record, with `make` to form its vectors when they are asked for (a basis can be as large as d x d)."""
+        object.__setattr__(self, "_make_vectors", make)
         return self
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,10 +68,16 @@ class Record:
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The record that `to_dict` wrote.
 
+        Args:
+            data: plain dictionaries and lists.
+
+        Returns:
+            The record, without vectors.
+
         Raises:
             InputError: a key is missing or has the wrong type; the message gives its path.
         """
-        import msgspec  # noqa: PLC0415 - the one place that needs it at run time
+        import msgspec
 
         try:
             return msgspec.convert(data, cls)
@@ -82,7 +89,7 @@ class Record:
     @classmethod
     def json_schema(cls) -> dict[str, Any]:
         """JSON Schema of the record (draft 2020-12)."""
-        import msgspec  # noqa: PLC0415
+        import msgspec
 
         return msgspec.json.schema(cls)
 
@@ -268,7 +275,8 @@ class Figures:
     """Second-order statistics of one norm's output over the calibration tokens.
 
     "Native" is the output as the model computed it; "float64" is the same norm recomputed in float64 from its captured
-    input. Eigenvalues are of the centred covariance. A value at or below its floor is rounding and means "at the floor".
+    input. Eigenvalues are of the centred covariance. A value at or below its floor is rounding and means "at the
+    floor".
 
     Attributes:
         norm: module path of the norm.
@@ -278,13 +286,15 @@ class Figures:
         distinct_inputs: number of distinct token ids among them; None for other inputs.
         kernel_dim: dimension of the exact kernel that the gain predicts.
         predicted_dead: predicted dead count at `tau`.
-        tested: what the alignment figures test: kernel, or candidate (gain^-1 of a norm that predicts no kernel: a control).
+        tested: what the alignment figures test: kernel, or candidate (gain^-1 of a norm that predicts no kernel: a
+            control).
         alignment: |<w, u_1>|, w the tested direction and u_1 the native bottom eigenvector.
         alignment_uniform: the same for 1/sqrt(d) in place of w.
         alignment_float64: alignment with the float64 bottom eigenvector.
         bottom_simple: whether the bottom eigenvalue stands alone, without which `alignment` says little.
         subspace_alignment: |U_k^T w|, U_k the k = max(1, predicted dead) bottom native eigenvectors.
-        largest_principal_angle: between the predicted dead subspace and U_k, radians; None when nothing is predicted dead.
+        largest_principal_angle: between the predicted dead subspace and U_k, radians; None when nothing is predicted
+            dead.
         largest_principal_angle_float64: the same for the float64 eigenvectors.
         lambda_dead: largest native variance along the tested direction(s), from projected tokens.
         lambda_dead_floor: the part of it that the norm's own rounding explains, measured.
@@ -448,4 +458,21 @@ class Measurement(Figures, Record):
         ]
 
 
-RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Measurement)
+@dataclass(frozen=True, kw_only=True)
+class Demonstration(Record):
+    """What was read and what was measured on the demo models: the result of ``demo``."""
+
+    kind_of_record: ClassVar[str] = "deadreckon.demo/1"
+
+    readings: list[Reading]
+    measurements: list[Measurement]
+
+    def headline(self) -> list[tuple[str, str]]:
+        """One row a model."""
+        return [
+            (m.model, f"{m.kind}: {r.dead_count} dead predicted, {m.algebraic_dead + m.learned_dead} measured")
+            for r, m in zip(self.readings, self.measurements, strict=True)
+        ]
+
+
+RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Measurement, Demonstration)

@@ -12,7 +12,8 @@ import click
 from deadreckon import __version__
 from deadreckon.errors import DeadreckonError
 
-# verb -> one line of help; its command lives in deadreckon.cli.<verb> under the same name and is imported when it is run.
+# verb -> one line of help; its command lives in deadreckon.cli.<verb> under the same name and is imported when it is
+# run.
 _VERBS = {
     "read": "Dead subspace of a checkpoint's final norm, from its parameters alone.",
     "classify": "LayerNorm, RMSNorm or neither, from the parameters, with the evidence.",
@@ -62,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        DeadreckonError: only with ``--debug``, which asks for the traceback.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
@@ -84,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:  # the last resort that keeps a traceback from the user
         if debug:
             raise
-        return _say(f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)", INTERNAL_ERROR)
+        return _say(
+            f"internal error: {type(error).__name__}: {error} (run again with --debug and report it)", INTERNAL_ERROR
+        )
     return result if isinstance(result, int) else 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,19 +15,27 @@ if TYPE_CHECKING:
 
     from deadreckon.results import Figures, Gap, GapFigure, Measurement
 
-_PROTOCOL_FAILED = 1
+PROTOCOL_FAILED = 1
 
 
 @click.command()
 @model_argument
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens to measure.  [default: 8 d]")
-@click.option("--twin", type=click.IntRange(min=0), default=0, show_default=True, help="Random-init twins to measure too.")
-@click.option("--text", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Text to run on; repeatable.")
-@click.option("--data", type=click.Choice(["auto", "text", "random"]), default="auto", show_default=True, help="Inputs.")
+@click.option(
+    "--twin", type=click.IntRange(min=0), default=0, show_default=True, help="Random-init twins to measure too."
+)
+@click.option(
+    "--text", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Text to run on; repeatable."
+)
+@click.option(
+    "--data", type=click.Choice(["auto", "text", "random"]), default="auto", show_default=True, help="Inputs."
+)
 @click.option("--norm", metavar="NAME", help="Another norm, by module path or gain tensor.")
 @click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of random: models and twins.")
 @click.option("--solver", default="eigh", show_default=True, help="eigh, or svd of the centred outputs themselves.")
-@click.option("--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance.")
+@click.option(
+    "--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance."
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and inputs.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or float64.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -40,36 +48,37 @@ def measure(
     out: Path | None,
     save: Path | None,
     quiet: bool,
-    **options: object,
+    **options: Any,
 ) -> int:
     """Verify MODEL's dead subspace in one forward pass, and compare it with random-init twins."""
-    measure_model = quiet_measure()
+    prepare_torch()
+    from deadreckon.verbs.measure import measure as run
+
     with progress(model, quiet=quiet) as update:
-        measurement = measure_model(model, progress=lambda done, total: update(model, done, total), **options)
+        measurement = run(model, progress=lambda done, total: update(model, done, total), **options)
     emit(measurement, lambda: measurement_table(measurement), as_json=as_json, out=out, save=save)
-    return 0 if measurement.protocol.status == "ok" else _PROTOCOL_FAILED
+    return 0 if measurement.protocol.status == "ok" else PROTOCOL_FAILED
 
 
-def quiet_measure():  # type: ignore[no-untyped-def]
-    """The measuring function, with third parties' warnings and progress bars silenced.
+def prepare_torch() -> None:
+    """Import torch and transformers, with third parties' warnings and progress bars silenced.
 
     Raises:
-        UnreachableError: torch or transformers is not installed.
+        UnreachableError: one of them is not installed.
     """
     import warnings
 
     warnings.simplefilter("ignore")
     try:
+        import torch  # noqa: F401
         import transformers
-
-        from deadreckon.verbs.measure import measure as measure_model
     except ModuleNotFoundError as error:
         raise UnreachableError(
             f"measuring needs {error.name}, which is not installed: pip install 'deadreckon[measure]'"
         ) from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    return measure_model
+    logging: Any = transformers.logging
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def measurement_table(measurement: Measurement) -> RenderableType:
@@ -78,7 +87,9 @@ def measurement_table(measurement: Measurement) -> RenderableType:
     from rich.table import Table
 
     columns: list[Figures] = [measurement, *measurement.twins]
-    table = Table(title=f"{measurement.model}: {measurement.norm} over {measurement.tokens} tokens", title_justify="left")
+    table = Table(
+        title=f"{measurement.model}: {measurement.norm} over {measurement.tokens} tokens", title_justify="left"
+    )
     table.add_column("")
     table.add_column("random init" if measurement.model.startswith("random:") else "model", justify="right")
     for twin in measurement.twins:

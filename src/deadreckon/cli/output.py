@@ -27,12 +27,15 @@ model_argument = click.argument("model")
 
 def output_options(command: _Command) -> _Command:
     """Add --json, --out, --save and --quiet."""
-    for option in (
+    options: tuple[Callable[[_Command], _Command], ...] = (
         click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
-        click.option("--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the vectors (safetensors)."),
+        click.option(
+            "--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the vectors (safetensors)."
+        ),
         click.option("--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Write the JSON to FILE."),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else."),
-    ):
+    )
+    for option in options:
         command = option(command)
     return command
 
@@ -78,7 +81,13 @@ def progress(label: str, *, quiet: bool) -> Iterator[Callable[[str, int, int | N
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tokens"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

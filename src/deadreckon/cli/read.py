@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @click.option("--norm", metavar="NAME|all", help="Another norm by tensor or module name, or all of them.")
 @click.option("--kind", metavar="KIND", help="layernorm or rmsnorm, where the files do not tell.")
 @click.option("--gain-offset", type=float, help="What the module adds to the stored gain, where the files do not tell.")
-@click.option("--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance.")
+@click.option(
+    "--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance."
+)
 @output_options
 def read(
     model: str,
@@ -45,7 +47,16 @@ def reading_table(reading: Reading) -> RenderableType:
     from rich.table import Table
 
     table = Table(title=f"{reading.model}: dead directions from parameters", title_justify="left")
-    for heading in ("norm", "role", "kind", "d", "exact kernel", f"dead at {reading.tau:g}", "gain: smallest", "median"):
+    for heading in (
+        "norm",
+        "role",
+        "kind",
+        "d",
+        "exact kernel",
+        f"dead at {reading.tau:g}",
+        "gain: smallest",
+        "median",
+    ):
         table.add_column(heading, justify="left" if heading in {"norm", "role", "kind"} else "right", overflow="fold")
     for norm in reading.norms:
         table.add_row(
@@ -78,5 +89,3 @@ def _in_words(reading: Reading) -> list[str]:
 
 def _count(value: int | None) -> str:
     return "undetermined" if value is None else str(value)
-
-

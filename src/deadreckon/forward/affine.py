@@ -1,4 +1,4 @@
-"""Redraw gains and shifts: at plain random init every gain is 1, where 1/sqrt(d) passes for gain^-1 and nothing is tested."""
+"""Redraw gains and shifts: at plain random init every gain is 1, 1/sqrt(d) passes for gain^-1 and nothing is tested."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ _SHIFT_SCALE = 0.1
 def parse_affine(spec: str) -> float:
     """The spread sigma of ``lognormal:SIGMA``.
 
+    Args:
+        spec: what ``--affine`` was given.
+
+    Returns:
+        SIGMA.
+
     Raises:
         UsageError: another form, or a spread that is not positive.
     """
@@ -26,7 +32,7 @@ def parse_affine(spec: str) -> float:
 
 
 def redraw_affine(model: nn.Module, spec: str, seed: int) -> int:
-    """Give every norm of `model` log-normal effective gains (median 1) and normal shifts (standard deviation 0.1), in place.
+    """Give every norm log-normal effective gains (median 1) and normal shifts (standard deviation 0.1), in place.
 
     Args:
         model: a randomly initialised model.

@@ -1,8 +1,9 @@
-"""Where the norm in question sits in a loaded model, found by what the modules do rather than by what they are called."""
+"""Where the norm in question sits in a loaded model, found by what modules do, not by what they are called."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
+from deadreckon.forward.calibration import random_inputs
 from deadreckon.forward.probe import probe_norm, probe_norms
 from deadreckon.kernel.norm import Norm
 
@@ -34,6 +36,13 @@ def base_model(model: nn.Module) -> nn.Module:
 
 def named_norm(model: nn.Module, name: str) -> NormSite:
     """The norm that a module path or the name of its gain tensor names; a unique ending of the path is enough.
+
+    Args:
+        model: any module.
+        name: e.g. ``encoder.layer.5.output.LayerNorm`` or ``gpt_neox.final_layer_norm.weight``.
+
+    Returns:
+        The site.
 
     Raises:
         UsageError: no module, or several, end in that name, or it is not a norm.
@@ -88,6 +97,44 @@ def final_norm(model: nn.Module, batch: Mapping[str, Any]) -> NormSite:
     raise UsageError(
         f"no norm of {type(model).__name__} makes its last hidden state: it ends un-normed; {_choices(base)}"
     )
+
+
+def norms_of(model: nn.Module, select: str | None = None) -> list[Norm]:
+    """The norms of a module as plain data.
+
+    Args:
+        model: a transformers model, or a norm layer by itself.
+        select: None for the norm that makes the last hidden state; ``all`` for every norm besides; otherwise one by name.
+
+    Returns:
+        The norms, the one of the last hidden state first.
+
+    Raises:
+        UsageError: no norm makes the last hidden state, or `select` names none.
+    """
+    alone = probe_norm(model)
+    if alone is not None and (norm := alone.norm(type(model).__name__)) is not None:
+        return [norm]
+    if select not in {None, "all"}:
+        return [named_norm(model, str(select)).norm]
+    with evaluating(model):
+        final = final_norm(model, next(random_inputs(model, seed=0, batch_size=1).batches()))
+    if select is None:
+        return [final.norm]
+    others = ((path, probe.norm(path, "block")) for path, probe in probe_norms(base_model(model)).items())
+    return [final.norm, *(norm for path, norm in others if norm is not None and path != final.path)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (dropout off) for the time of the context; every submodule gets its own mode back."""
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training
 
 
 def last_hidden_state(output: Any) -> Tensor | None:

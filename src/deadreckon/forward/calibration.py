@@ -1,7 +1,7 @@
 """The inputs of a forward pass: batches of a model's own keyword arguments, whatever its modality.
 
-A calibration is anything that can be iterated more than once and yields keyword arguments; the measurement takes as many
-as it needs. Twins get the same batches as the model they are compared with.
+A calibration is anything that can be iterated more than once and yields keyword arguments; the measurement takes as
+many as it needs. Twins get the same batches as the model they are compared with.
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ def english_text() -> str:
 
 def read_texts(paths: Sequence[Path]) -> list[str]:
     """The contents of text files.
+
+    Args:
+        paths: UTF-8 text files.
+
+    Returns:
+        One string a file.
 
     Raises:
         UnreachableError: a file cannot be read.

@@ -27,6 +27,9 @@ class Captured:
     def take(self) -> tuple[Tensor, Tensor]:
         """Input and output of the last firing since the previous `take`, released from here.
 
+        Returns:
+            Two tensors that share no memory with the model.
+
         Raises:
             UsageError: the module did not run.
         """
@@ -42,6 +45,13 @@ def capture(module: nn.Module, path: str) -> Iterator[Captured]:
     """Record `module`'s tensor input and output while the context is open; the hooks leave with it.
 
     A module that fires several times in a pass (one norm shared by all layers) is recorded at its last firing.
+
+    Args:
+        module: what to record.
+        path: how to name it in an error.
+
+    Yields:
+        The record, to `take` from after each pass.
     """
     captured = Captured(path)
 

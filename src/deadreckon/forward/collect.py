@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import UsageError
-from deadreckon.forward.anatomy import NormSite, check_same_width
+from deadreckon.forward.anatomy import NormSite, check_same_width, evaluating
 from deadreckon.forward.calibration import Calibration
 from deadreckon.forward.capture import capture
 from deadreckon.forward.statistics import NormStatistics
@@ -65,24 +64,12 @@ def collect(
             ids = _ids(moved, mask)
             ids_known = ids_known and ids is not None
             if ids is not None:
-                seen.update(ids[mask][:room].unique().tolist())
+                seen.update(torch.unique(ids[mask][:room]).tolist())
             if progress:
                 progress(statistics.native.count, tokens)
             if tokens is not None and statistics.native.count >= tokens:
                 break
     return Collected(statistics, len(seen) if ids_known and seen else None)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (dropout off) for the time of the context; every submodule gets its own mode back."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def _mask(model: nn.Module, site: NormSite, batch: Mapping[str, Any], shape: torch.Size) -> Tensor:
@@ -97,7 +84,8 @@ def _mask(model: nn.Module, site: NormSite, batch: Mapping[str, Any], shape: tor
             f"the attention mask has shape {tuple(mask.shape)} and {site.path} ran on {tuple(shape)} tokens: "
             "give batches whose mask has one entry a token"
         )
-    return mask.bool()
+    real: Tensor = mask.bool()
+    return real
 
 
 def _in_encoder(model: nn.Module, site: NormSite) -> bool:

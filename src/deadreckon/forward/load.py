@@ -1,4 +1,4 @@
-"""Models for measurement: from a checkpoint, from a published config with random weights, and their random-init twins."""
+"""Models to measure: from a checkpoint, from a published config with random weights, and random-init twins."""
 
 from __future__ import annotations
 
@@ -42,6 +42,12 @@ class Loaded:
 def resolve_device(name: str) -> torch.device:
     """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
 
+    Args:
+        name: as on the command line.
+
+    Returns:
+        The device, which exists.
+
     Raises:
         UsageError: not a device, or not one of this machine.
     """
@@ -57,6 +63,12 @@ def resolve_device(name: str) -> torch.device:
 
 def resolve_dtype(name: str) -> torch.dtype | None:
     """The dtype of that name; None for ``auto`` (as stored).
+
+    Args:
+        name: as on the command line.
+
+    Returns:
+        The dtype or None.
 
     Raises:
         UsageError: not a floating dtype that models run in.

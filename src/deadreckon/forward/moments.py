@@ -1,7 +1,8 @@
 """Mean and covariance of a stream of vectors, in float64 and in memory that does not grow with their number.
 
-Batches are centred on their own mean before they are multiplied and then merged pairwise (Chan, Golub and LeVeque 1983), so a mean
-that dwarfs the spread costs no digits, which subtracting N * mean * mean^T from a sum of products would.
+Batches are centred on their own mean before they are multiplied and then merged pairwise (Chan, Golub and LeVeque
+1983), so a mean that dwarfs the spread costs no digits, which subtracting N * mean * mean^T from a sum of products
+would.
 """
 
 from __future__ import annotations
@@ -51,6 +52,9 @@ class Moments:
 
     def covariance(self) -> Tensor:
         """The centred covariance scatter/(N - 1), shape (d, d).
+
+        Returns:
+            A new tensor.
 
         Raises:
             UsageError: fewer than two vectors were seen.

@@ -29,7 +29,8 @@ class ReferenceNorm:
         x = self._centred(inputs)
         if self.norm.kind.normalised:
             x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + (self.norm.eps or 0.0))
-        return self.gain * x.flatten(-2)
+        unshifted: Tensor = self.gain * x.flatten(-2)
+        return unshifted
 
     def magnification(self, inputs: Tensor) -> Tensor:
         """Factor by which subtracting the mean magnifies relative rounding, squared, shape (n,): |x|^2/|x - mean|^2."""
@@ -37,7 +38,7 @@ class ReferenceNorm:
         return torch.where(rest > 0, whole / rest, torch.ones_like(whole))
 
     def _grouped(self, inputs: Tensor) -> Tensor:
-        return inputs.to(self.gain.device, torch.float64).unflatten(-1, (self.norm.groups, -1))
+        return inputs.to(self.gain.device, torch.float64).reshape(*inputs.shape[:-1], self.norm.groups, -1)
 
     def _centred(self, inputs: Tensor) -> Tensor:
         x = self._grouped(inputs)

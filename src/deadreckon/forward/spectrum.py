@@ -75,7 +75,7 @@ class Eigensolver(ABC):
 
 
 class Eigh(Eigensolver):
-    """Dense symmetric eigensolve of the float64 covariance (LAPACK syevd). Resolves eigenvalues to about d * u * lambda_max."""
+    """Dense symmetric eigensolve of the float64 covariance (LAPACK syevd); resolves about d * u * lambda_max."""
 
     def solve(self, moments: Moments, tokens: Tensor | None) -> Spectrum:
         """The spectrum of the accumulated covariance; `tokens` is not used."""
@@ -93,6 +93,13 @@ class Svd(Eigensolver):
 
     def solve(self, moments: Moments, tokens: Tensor | None) -> Spectrum:
         """The spectrum from the vectors.
+
+        Args:
+            moments: their moments, for the mean.
+            tokens: the vectors, shape (N, d).
+
+        Returns:
+            The spectrum.
 
         Raises:
             UsageError: the vectors were not kept.
@@ -115,6 +122,12 @@ def register_eigensolver(name: str, solver: Eigensolver) -> None:
 
 def eigensolver(name: str) -> Eigensolver:
     """The registered eigensolver of that name.
+
+    Args:
+        name: as registered.
+
+    Returns:
+        The solver.
 
     Raises:
         UsageError: no such solver.

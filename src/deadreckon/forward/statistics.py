@@ -1,4 +1,4 @@
-"""Collect one norm's inputs and outputs over a pass, then conclude: alignment, depth, dead counts and the protocol check."""
+"""Collect one norm's inputs and outputs over a pass, then conclude: alignment, depth, dead counts, protocol check."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from deadreckon.kernel.subspace import DeadSubspace
 from deadreckon.results import Protocol
 
 TAUS = (1e-2, 1e-4, 1e-6, 1e-8)
-# A norm's forward rounds a handful of times (mean, variance, scale, gain, shift): a right one was seen at about one unit.
+# A norm's forward rounds a handful of times (mean, variance, scale, gain, shift): a right one was seen at about one
+# unit.
 _ROUNDINGS = 8
 # Squared relative error that float64 leaves along the kernel, with room for inputs whose mean dwarfs their spread.
 _KERNEL_TOLERANCE = 1e-24
-# A variance within this factor of its floor is that floor: the two standard deviations differ by less than their own size.
+# A variance within this factor of its floor is that floor: the two standard deviations differ by less than their own
+# size.
 _AT_FLOOR = 4.0
 
 
@@ -214,7 +216,8 @@ class NormStatistics:
         projector = torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)
         projector = projector - excluded @ excluded.T
         cross = projector @ (covariance @ self.tested[:, 0])
-        # The excluded directions get the mean variance, so that the system is regular and leaves them out of the answer.
+        # The excluded directions get the mean variance, so that the system is regular and leaves them out of the
+        # answer.
         system = projector @ covariance @ projector + native.mean * (excluded @ excluded.T)
         solution, info = torch.linalg.solve_ex(system, cross)
         return None if info else float(cross @ solution) / dead

@@ -6,7 +6,6 @@ its (group) mean subtracted, and only that decides whether the output has an exa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +49,12 @@ def register_norm_kind(kind: NormKind) -> None:
 
 def norm_kind(name: str | NormKind) -> NormKind:
     """The registered norm kind of that name.
+
+    Args:
+        name: as registered; a kind is returned as it is.
+
+    Returns:
+        The kind.
 
     Raises:
         UsageError: no such kind.
@@ -147,16 +152,3 @@ def effective_gain(stored: ArrayLike, offset: float = 0.0, *, what: str = "gain"
         InputError: the tensor is not a non-empty vector of finite numbers.
     """
     return check_parameter(stored, what) + offset
-
-
-def pick(norms: Iterable[Norm], name: str) -> Norm:
-    """The norm of that name.
-
-    Raises:
-        UsageError: no norm has that name; the names there are listed.
-    """
-    norms = list(norms)
-    for norm in norms:
-        if norm.name == name:
-            return norm
-    raise UsageError(f"no norm named {name!r}: choose one of {', '.join(n.name for n in norms)}")

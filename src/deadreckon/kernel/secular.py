@@ -1,14 +1,15 @@
 r"""Eigenpairs of G P G, the covariance that a centred norm's gain alone predicts, without a dense eigensolve.
 
-With G = diag(gain), g = |gain| and P = I - 11^T/n, the matrix is diagonal plus rank one, and its spectrum is that of P G^2 P with
-one zero for the direction that P removes. The other eigenvalues are the critical points of the polynomial with roots g_i^2,
+With G = diag(gain), g = |gain| and P = I - 11^T/n, the matrix is diagonal plus rank one, and its spectrum is that of P
+G^2 P with one zero for the direction that P removes. The other eigenvalues are the critical points of the polynomial
+with roots g_i^2,
 
 .. math:: \sum_i \frac{1}{g_i^2 - \mu} = 0,
 
-which is the secular equation (Golub 1973) rid of its weights: every pole counts by its multiplicity alone, so no root hugs a
-pole and every root is well conditioned. An eigenvector is gain_i / (g_i^2 - mu). Equal gains are one pole; what is left of their
-coordinate space is an eigenspace at the pole itself (deflation). Each root is found as a distance from its nearest pole, so
-the differences that make the vectors are accurate and the vectors come out orthogonal.
+which is the secular equation (Golub 1973) rid of its weights: every pole counts by its multiplicity alone, so no root
+hugs a pole and every root is well conditioned. An eigenvector is gain_i / (g_i^2 - mu). Equal gains are one pole; what
+is left of their coordinate space is an eigenspace at the pole itself (deflation). Each root is found as a distance
+from its nearest pole, so the differences that make the vectors are accurate and the vectors come out orthogonal.
 """
 
 from __future__ import annotations
@@ -115,7 +116,8 @@ def reciprocal_direction(gain: Float64Array) -> Float64Array:
         A unit vector, shape (n,). Entries are ratios to the smallest gain, so none can overflow.
     """
     ratio = np.abs(gain).min() / gain
-    return np.asarray(ratio / np.linalg.norm(ratio))
+    direction: Float64Array = ratio / np.linalg.norm(ratio)
+    return direction
 
 
 def centred_spectrum(gain: Float64Array, bottom: int) -> CentredSpectrum:

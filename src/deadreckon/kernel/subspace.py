@@ -1,19 +1,20 @@
 r"""The dead subspace of a norm's output, from its gain alone.
 
-For every distribution of inputs, a norm that subtracts the mean leaves one direction of its output without variance: with
-y = gain * z + shift and sum(z) = 0, the vector w = gain^-1/|gain^-1| gives w.y = w.shift, a constant. Gains that are exactly
-zero kill their own coordinates instead. That is the *kernel*: exact, and independent of the input.
+For every distribution of inputs, a norm that subtracts the mean leaves one direction of its output without variance:
+with y = gain * z + shift and sum(z) = 0, the vector w = gain^-1/|gain^-1| gives w.y = w.shift, a constant. Gains that
+are exactly zero kill their own coordinates instead. That is the *kernel*: exact, and independent of the input.
 
 Gains that are merely tiny kill directions for every practical purpose. If the normalised vector is isotropic (in the
 complement of 1 where the mean is subtracted), the covariance is proportional to
 
-.. math:: A = \mathrm{diag}(\gamma^2) - \gamma\gamma^\top/d \quad\text{(centred)}, \qquad A = \mathrm{diag}(\gamma^2) \quad\text{(not)},
+.. math:: A = \mathrm{diag}(\gamma^2) - \gamma\gamma^\top/d \quad\text{(centred)}, \qquad A = \mathrm{diag}(\gamma^2)
+\quad\text{(not)},
 
 and for any input the k-th smallest eigenvalue of the covariance is at most d times the k-th smallest squared gain. The
 *predicted dead subspace* at tolerance tau is spanned by the eigenvectors of A with eigenvalue <= tau * tr(A)/d.
 
-Source: Shirodkar and Narayanan, arXiv:2606.19491, for the kernel; the predicted spectrum and the case of vanishing gains
-are this project's.
+Source: Shirodkar and Narayanan, arXiv:2606.19491, for the kernel; the predicted spectrum and the case of vanishing
+gains are this project's.
 """
 
 from __future__ import annotations

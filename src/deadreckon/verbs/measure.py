@@ -18,9 +18,9 @@ from deadreckon.errors import UsageError
 from deadreckon.forward import calibration as calibrations
 from deadreckon.forward import load
 from deadreckon.forward.affine import parse_affine, redraw_affine
-from deadreckon.forward.anatomy import NormSite, final_norm, named_norm
+from deadreckon.forward.anatomy import NormSite, evaluating, final_norm, named_norm
 from deadreckon.forward.calibration import Calibration
-from deadreckon.forward.collect import Progress, collect, evaluating
+from deadreckon.forward.collect import Progress, collect
 from deadreckon.forward.gap import init_gap
 from deadreckon.forward.spectrum import Eigensolver, eigensolver
 from deadreckon.forward.statistics import Conclusion
@@ -53,7 +53,8 @@ def measure(
     """Second-order statistics of a norm's output over one forward pass, against what its parameters predict.
 
     Args:
-        model: a MODEL name (directory, file, ``random:NAME``, ``demo:NAME``) or a loaded module, which is left as it was.
+        model: a MODEL name (directory, file, ``random:NAME``, ``demo:NAME``) or a loaded module, which is left as it
+            was.
         tokens: how many unmasked tokens to measure; by default 8 d, or all that `batches` hold. Must exceed d + 1.
         batches: the caller's own keyword inputs, e.g. a DataLoader; by default `data` decides.
         twin: how many random-init twins to measure on the same inputs.
@@ -72,8 +73,8 @@ def measure(
         progress: called with tokens done and wanted after every batch.
 
     Returns:
-        The measurement; its protocol says whether the module that ran is the norm that was read. `vectors` holds the tested
-        directions, the predicted dead subspace and both spectra.
+        The measurement; its protocol says whether the module that ran is the norm that was read. `vectors` holds the
+        tested directions, the predicted dead subspace and both spectra.
 
     Raises:
         UsageError: too few tokens, an option that does not fit the model, or no norm at its end.
@@ -124,7 +125,7 @@ def measure(
         gap=None,
     )
     gap = init_gap(record, twins) if twins else None
-    return replace(record, gap=gap, seconds=time.perf_counter() - started).with_vectors(vectors)
+    return replace(record, gap=gap, seconds=time.perf_counter() - started).with_vectors(lambda: vectors)
 
 
 @dataclass(frozen=True)

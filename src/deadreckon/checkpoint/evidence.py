@@ -1,0 +1,58 @@
+"""What a checkpoint's files say about the kind of its norms, each observation by itself."""
+
+from __future__ import annotations
+
+from deadreckon.checkpoint.atlas import gguf_naming, lookup
+from deadreckon.checkpoint.format import Checkpoint
+from deadreckon.kernel.norm import Norm
+from deadreckon.results import Evidence
+
+
+def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
+    """Observations about the norm that ends a checkpoint's stream.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        norm: its final norm, as far as it was found.
+
+    Returns:
+        Evidence from the architecture's name, the metadata and the tensors that lie beside the gain.
+    """
+    evidence = [_architecture(checkpoint)]
+    if checkpoint.format == "gguf":
+        evidence += _epsilon_keys(checkpoint)
+    if norm is not None:
+        evidence.append(
+            _shift("layernorm", "strong", f"{norm.name} has a shift beside its gain")
+            if norm.shift is not None
+            else _shift("undetermined", "weak", f"{norm.name} has no shift; LayerNorms without one exist")
+        )
+    return evidence
+
+
+def _architecture(checkpoint: Checkpoint) -> Evidence:
+    name = checkpoint.architecture
+    row = lookup({**checkpoint.config, "model_type": name}) if name else None
+    if row is None or not row.stacks:
+        seen = f"{name} is not in the atlas" if name else "the files name no architecture"
+        return Evidence(name="architecture", says="undetermined", strength="weak", value=seen)
+    final = row.final
+    return Evidence(
+        name="architecture",
+        says="none" if final is None else final.kind,
+        strength="decisive",
+        value=f"{name} ends un-normed" if final is None else f"{name}: its module was probed",
+    )
+
+
+def _epsilon_keys(checkpoint: Checkpoint) -> list[Evidence]:
+    found = []
+    for kind, key in gguf_naming()["kinds"].items():
+        full = f"{checkpoint.architecture}.{key}"
+        if full in checkpoint.config:
+            found.append(Evidence(name="epsilon_key", says=kind, strength="strong", value=full))
+    return found
+
+
+def _shift(says: str, strength: str, value: str) -> Evidence:
+    return Evidence(name="shift_tensor", says=says, strength=strength, value=value)

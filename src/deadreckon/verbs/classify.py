@@ -1,0 +1,54 @@
+"""``classify``: whether models end in a LayerNorm, an RMSNorm or no norm, from their parameters, with the evidence."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from deadreckon.checkpoint.evidence import gather
+from deadreckon.checkpoint.find import find_norms
+from deadreckon.checkpoint.source import open_model, parse_model
+from deadreckon.errors import UsageError
+from deadreckon.kernel.classify import conclude
+from deadreckon.results import Classification, Classifications, Evidence
+from deadreckon.verbs.read import read
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def classify(*models: str | os.PathLike[str] | nn.Module) -> Classifications:
+    """The kind of each model's final norm: layernorm, rmsnorm, none or undetermined.
+
+    Args:
+        models: MODEL names or loaded modules.
+
+    Returns:
+        One result a model, in their order. A checkpoint whose architecture is unknown and whose tensors decide nothing is
+        "undetermined": that is an answer, not an error.
+
+    Raises:
+        UsageError: no model was given, or a name is not of the grammar.
+        InputError: a file is damaged.
+        UnreachableError: a file is missing.
+    """
+    if not models:
+        raise UsageError("no model to classify: name at least one")
+    results = []
+    for model in models:
+        name, evidence = _evidence(model)
+        kind, contradictions = conclude(evidence)
+        results.append(Classification(model=name, kind=kind, evidence=evidence, contradictions=contradictions))
+    return Classifications(model=", ".join(result.model for result in results), results=results)
+
+
+def _evidence(model: str | os.PathLike[str] | nn.Module) -> tuple[str, list[Evidence]]:
+    if not isinstance(model, str | os.PathLike) or parse_model(model).scheme == "random":
+        reading = read(model)
+        return reading.model, reading.evidence
+    checkpoint = open_model(model)
+    try:
+        norm = find_norms(checkpoint)[0]
+    except UsageError:  # ends un-normed, or unknown: the evidence says which
+        norm = None
+    return str(parse_model(model)), gather(checkpoint, norm)
