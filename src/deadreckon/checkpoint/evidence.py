@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from deadreckon.checkpoint.atlas import gguf_naming, lookup
 from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.kernel.norm import Norm
@@ -18,7 +21,7 @@ def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
     Returns:
         Evidence from the architecture's name, the metadata and the tensors that lie beside the gain.
     """
-    evidence = [_architecture(checkpoint)]
+    evidence = [of_architecture({**checkpoint.config, "model_type": checkpoint.architecture})]
     if checkpoint.format == "gguf":
         evidence += _epsilon_keys(checkpoint)
     if norm is not None:
@@ -30,9 +33,16 @@ def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
     return evidence
 
 
-def _architecture(checkpoint: Checkpoint) -> Evidence:
-    name = checkpoint.architecture
-    row = lookup({**checkpoint.config, "model_type": name}) if name else None
+def of_architecture(config: Mapping[str, Any]) -> Evidence:
+    """What the atlas says of the norm that ends an architecture.
+
+    Args:
+        config: a model's configuration, with its ``model_type``.
+
+    Returns:
+        Decisive evidence where the architecture is known.
+    """
+    name, row = config.get("model_type"), lookup(config)
     if row is None or not row.stacks:
         seen = f"{name} is not in the atlas" if name else "the files name no architecture"
         return Evidence(name="architecture", says="undetermined", strength="weak", value=seen)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from deadreckon.checkpoint.evidence import gather
+from deadreckon.checkpoint.evidence import gather, of_architecture
 from deadreckon.checkpoint.find import find_norms
 from deadreckon.checkpoint.source import open_model, parse_model
+from deadreckon.checkpoint.zoo import zoo_entry
 from deadreckon.errors import UsageError
 from deadreckon.kernel.classify import conclude
 from deadreckon.results import Classification, Classifications, Evidence
@@ -43,12 +44,15 @@ def classify(*models: str | os.PathLike[str] | nn.Module) -> Classifications:
 
 
 def _evidence(model: str | os.PathLike[str] | nn.Module) -> tuple[str, list[Evidence]]:
-    if not isinstance(model, str | os.PathLike) or parse_model(model).scheme == "random":
+    if not isinstance(model, str | os.PathLike):
         reading = read(model)
         return reading.model, reading.evidence
-    checkpoint = open_model(model)
+    source = parse_model(model)
+    if source.scheme == "random":
+        return str(source), [of_architecture(zoo_entry(source.name).config)]
+    checkpoint = open_model(source)
     try:
         norm = find_norms(checkpoint)[0]
     except UsageError:  # ends un-normed, or unknown: the evidence says which
         norm = None
-    return str(parse_model(model)), gather(checkpoint, norm)
+    return str(source), gather(checkpoint, norm)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from deadreckon.checkpoint.evidence import gather
+from deadreckon.checkpoint.evidence import gather, of_architecture
 from deadreckon.checkpoint.find import find_norms
 from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.checkpoint.source import open_model, parse_model, resolve
-from deadreckon.checkpoint.zoo import zoo_norms
+from deadreckon.checkpoint.zoo import zoo_entry, zoo_norms
 from deadreckon.errors import UsageError
 from deadreckon.kernel.norm import Float64Array, Norm, effective_gain, norm_kind
 from deadreckon.kernel.subspace import DEFAULT_TAU, DeadSubspace
@@ -135,14 +135,13 @@ def _shift(norm: Norm) -> Float64Array:
 
 def _published(zoo_name: str, norm: str | None) -> tuple[list[Norm], list[Evidence]]:
     """The norms of a published configuration at random initialisation: no file, gains at their initial value."""
-    norms = zoo_norms(zoo_name)
+    entry = zoo_entry(zoo_name)
+    norms = zoo_norms(entry)
     if norm not in {None, "all"}:
         norms = [n for n in norms if norm in {n.name, f"{n.name}.weight"}]
         if not norms:
             raise UsageError(f"random:{zoo_name} has no norm {norm!r} at the end of a stream: leave --norm out")
-    kind = norms[0].kind.name
-    value = f"random:{zoo_name}: its published configuration, gains as initialised"
-    return norms, [Evidence(name="architecture", says=kind, strength="decisive", value=value)]
+    return norms, [of_architecture(entry.config)]
 
 
 def _of_module(model: Any, norm: str | None) -> tuple[list[Norm], list[Evidence]]:
