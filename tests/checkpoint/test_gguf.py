@@ -70,7 +70,8 @@ def test_smollm2_is_read_no_further_than_its_header(smollm2):
         checkpoint = GgufCheckpoint.open(smollm2)
         times.append(time.perf_counter() - started)
     header = min(entry.start for entry in checkpoint.tensors.values())
-    assert checkpoint.bytes_read <= header + bounded._BLOCK
+    token_types = 4 * 49152  # the one long array of numbers: it is not read
+    assert header - token_types - 2 * bounded._BLOCK <= checkpoint.bytes_read <= header + bounded._BLOCK
     assert min(times) < 0.1  # about 10 ms; the official reader takes seconds
     opened = checkpoint.bytes_read
     checkpoint.vector("output_norm.weight")

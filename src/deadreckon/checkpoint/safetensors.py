@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from os.path import exists, isdir  # unlike Path's, these answer False where they may not look
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -299,6 +299,5 @@ def _is_plain_name(name: Any) -> bool:
         isinstance(name, str)
         and name.isprintable()
         and name not in ("", ".", "..")
-        and PurePosixPath(name).name == name
-        and PureWindowsPath(name).name == name
+        and PureWindowsPath(name).name == name  # which knows both kinds of slash, and drives
     )

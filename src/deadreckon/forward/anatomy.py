@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
-from deadreckon.forward.calibration import random_inputs
+from deadreckon.forward.calibration import Batch, placed, random_inputs
 from deadreckon.forward.probe import probe_norm, probe_norms
 from deadreckon.kernel.norm import Norm
 
@@ -32,6 +32,11 @@ def base_model(model: nn.Module) -> nn.Module:
     """The part of a transformers model that makes the hidden states, without its head; any other module as it is."""
     base = getattr(model, "base_model", model)
     return base if isinstance(base, nn.Module) else model
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's inputs go: the device of its first parameter."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def named_norm(model: nn.Module, name: str) -> NormSite:
@@ -63,7 +68,7 @@ def named_norm(model: nn.Module, name: str) -> NormSite:
     return _site(model, found[0])
 
 
-def final_norm(model: nn.Module, batch: Mapping[str, Any]) -> NormSite:
+def final_norm(model: nn.Module, batch: Batch) -> NormSite:
     """The norm whose output is the model's last hidden state, seen by running one row of `batch`.
 
     Args:
@@ -85,7 +90,7 @@ def final_norm(model: nn.Module, batch: Mapping[str, Any]) -> NormSite:
         handles.append(base.get_submodule(path).register_forward_hook(_keep(outputs, path)))
     try:
         with torch.no_grad():
-            model(**{key: value[:1] if isinstance(value, Tensor) else value for key, value in batch.items()})
+            model(**placed(batch, device_of(model), rows=1))
     finally:
         for handle in handles:
             handle.remove()

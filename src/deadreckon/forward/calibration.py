@@ -34,6 +34,11 @@ class Calibration:
     batches: Callable[[], Iterator[Batch]]
 
 
+def placed(batch: Batch, device: torch.device, rows: int | None = None) -> dict[str, Any]:
+    """A batch's keyword arguments with tensors on `device`, cut to their first `rows` where that is given."""
+    return {key: value[:rows].to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
 def given(batches: Iterable[Batch]) -> Calibration:
     """The user's own batches; a one-shot iterator is kept in memory so that twins can see the same inputs."""
     kept = batches if isinstance(batches, Sequence) or hasattr(batches, "__getitem__") else None

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import UsageError
-from deadreckon.forward.anatomy import NormSite, check_same_width, evaluating
-from deadreckon.forward.calibration import Calibration
+from deadreckon.forward.anatomy import NormSite, check_same_width, device_of, evaluating
+from deadreckon.forward.calibration import Calibration, placed
 from deadreckon.forward.capture import capture
 from deadreckon.forward.statistics import NormStatistics
 
@@ -48,13 +48,13 @@ def collect(
     Returns:
         What was collected.
     """
-    device = next(site.module.parameters(), next(model.parameters())).device
+    device = device_of(model)
     statistics = NormStatistics(site.norm, device, keep_tokens=keep_tokens)
     seen: set[int] = set()
     ids_known = True
     with evaluating(model), capture(site.module, site.path) as captured:
         for batch in calibration.batches():
-            moved = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+            moved = placed(batch, device)
             model(**moved)
             inputs, outputs = captured.take()
             check_same_width(site, outputs)
@@ -77,8 +77,7 @@ def _mask(model: nn.Module, site: NormSite, batch: Mapping[str, Any], shape: tor
     decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False) and not _in_encoder(model, site)
     mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
     if mask is None:
-        device = next((value.device for value in batch.values() if isinstance(value, Tensor)), None)
-        return torch.ones(shape, dtype=torch.bool, device=device)
+        return torch.ones(shape, dtype=torch.bool, device=device_of(model))
     if mask.shape != shape:
         raise UsageError(
             f"the attention mask has shape {tuple(mask.shape)} and {site.path} ran on {tuple(shape)} tokens: "
