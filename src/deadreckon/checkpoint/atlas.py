@@ -179,7 +179,9 @@ def _architecture(name: str, row: Mapping[str, Any], config: Mapping[str, Any]) 
     # A block norm shares the main norm's eps key where the two agree by default.
     first = row["stacks"][0]["norm"] if row["stacks"] else None
     default, value = (first["eps"][1], _eps(first["eps"], config)) if first else (None, None)
-    others = tuple(_norm({**o, "eps": [None, value if o["eps"] == default else o["eps"]]}, config) for o in row.get("blocks", ()))
+    others = tuple(
+        _norm({**o, "eps": [None, value if o["eps"] == default else o["eps"]]}, config) for o in row.get("blocks", ())
+    )
     return Architecture(name, stacks, head, others)
 
 

@@ -6,7 +6,6 @@ their dependencies.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from os.path import exists
@@ -138,6 +137,8 @@ def verify(name: str) -> Path:
         InputError: the file differs from the one recorded.
         UnreachableError: its package is not installed, or the file cannot be read.
     """
+    import hashlib
+
     demo = demo_entry(name)
     path = _inside(demo, demo.weights)
     try:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import numpy as np
 
-from deadreckon.checkpoint.atlas import Architecture, NormRow, StackRow, gguf_naming, lookup, lookup_text
+from deadreckon.checkpoint.atlas import Architecture, NormRow, StackRow, lookup, lookup_text
 from deadreckon.checkpoint.format import Checkpoint
+from deadreckon.checkpoint.gguf_norms import gguf_architecture
+from deadreckon.checkpoint.naming import GAINS, SHIFTS, canonical, in_block, layer_order, matches, with_last
 from deadreckon.errors import InputError, UsageError
 from deadreckon.kernel.norm import Norm, effective_gain, norm_kind
 
-_GAINS, _SHIFTS = ("weight", "gamma", "scale"), ("bias", "beta")
-_ALIASES = {"gamma": "weight", "beta": "bias"}  # files converted from TensorFlow
-_NORM_LIKE = re.compile(r"norm|(^|[._])ln([._\d]|$)|gamma", re.IGNORECASE)
+_NORM_LIKE = re.compile(r"norm|(^|[._])ln([._\d]|$)", re.IGNORECASE)
 _TEXT_TOWER = re.compile(r"language|text|llm")
 _LISTED = 12
 
@@ -48,255 +47,194 @@ def find_norms(
         InputError: a norm that must be there is missing, or its tensors are not what they should be.
     """
     finder = _Finder(checkpoint, kind, gain_offset)
-    if select not in {None, "all"}:
-        return [finder.named(str(select))]
-    norms = finder.main()
-    if select == "all":
-        norms += finder.blocks({norm.name for norm in norms})
-    return norms
+    if select is not None and select != "all":
+        return [finder.named(select)]
+    norms = finder.ends()
+    return norms + finder.blocks({norm.name for norm in norms}) if select == "all" else norms
 
 
-@dataclass
 class _Finder:
-    """One search: the checkpoint, its vectors by name, and what the user said."""
+    """One search: the checkpoint, its vectors by canonical name, its architecture, and what the user said."""
 
-    checkpoint: Checkpoint
-    kind: str | None
-    gain_offset: float | None
+    def __init__(self, checkpoint: Checkpoint, kind: str | None, gain_offset: float | None) -> None:
+        self.checkpoint, self.kind, self.gain_offset = checkpoint, kind, gain_offset
+        self.vectors = {canonical(name): name for name, entry in checkpoint.tensors.items() if len(entry.shape) == 1}
+        self.architecture: Architecture | None
+        if checkpoint.format == "gguf":
+            self.architecture = gguf_architecture(checkpoint, self.vectors)
+        else:
+            self.architecture = lookup(checkpoint.config)
 
-    def __post_init__(self) -> None:
-        self.vectors = {_canonical(name): name for name, e in self.checkpoint.tensors.items() if len(e.shape) == 1}
-        self.architecture = self._gguf_architecture() if self._is_gguf else lookup(self.checkpoint.config)
-
-    @property
-    def _is_gguf(self) -> bool:
-        return self.checkpoint.format == "gguf"
-
-    def main(self) -> list[Norm]:
+    def ends(self) -> list[Norm]:
         """The norms that end a stream, or feed the output layer."""
         if self.architecture is None:
             name = self.checkpoint.architecture
-            what = f"the atlas does not know the architecture {name!r}" if name else "its config names no architecture"
+            what = f"the atlas does not know the architecture {name!r}" if name else "there is no config naming one"
             raise UsageError(f"{self.checkpoint.path}: {what}; {self._choices()}")
-        norms = self._ends(self.architecture)
+        norms = self._ends_of(self.architecture)
         if not norms and (text := lookup_text(self.checkpoint.config)) is not None:
-            norms = self._ends(text)  # the language model alone, under the composite's config
+            norms = self._ends_of(text)  # the language model alone, under the composite's config
         if not norms:
             raise self._nothing_found(self.architecture)
         return norms
 
     def blocks(self, known: set[str]) -> list[Norm]:
         """Every other norm that the architecture has, in layer order."""
-        rows = self.architecture.others if self.architecture else ()
-        found = {}
-        for row in rows:
-            for stem in self._matching(row.names, row.gain or "weight"):
-                if stem not in known:
-                    found.setdefault(stem, row)
-        return [self._read(stem, found[stem], "block") for stem in sorted(found, key=_natural)]
+        found: dict[str, NormRow] = {}
+        for row in self.architecture.others if self.architecture else ():
+            for stem in self._ending_in(row.names, row.gain):
+                found.setdefault(stem, row)
+        return [self._read(stem, found[stem], "block") for stem in sorted(found, key=layer_order) if stem not in known]
 
     def named(self, name: str) -> Norm:
         """The one norm of that name."""
-        gain = self._gain_named(name)
-        stem, _, leaf = gain.rpartition(".")
-        if leaf not in _GAINS:
-            stem = gain
+        tensor = self._tensor_named(name)
+        stem, _, leaf = tensor.rpartition(".")
+        stem = stem if leaf in GAINS else tensor
         row, role = self._row_of(stem)
-        if row is None:
-            row = NormRow(module=stem, names=(stem,), kind="", gain=leaf, shift=None)
-        return self._read(stem, replace(row, gain=leaf), role, gain)
+        return self._read(stem, row or NormRow(stem, (stem,), "", leaf, None), role, tensor)
 
-    def _ends(self, architecture: Architecture) -> list[Norm]:
+    def _ends_of(self, architecture: Architecture) -> list[Norm]:
         several = sum(stack.norm is not None for stack in architecture.stacks) > 1
-        norms = []
-        for stack in architecture.stacks:
-            if stack.norm is None or (several and not self._has_tower(stack.norm)):
-                continue
-            norms.append(self._end(stack, stack.norm))
+        norms = [
+            self._end(stack, stack.norm)
+            for stack in architecture.stacks
+            if stack.norm is not None and (not several or self._has_tower(stack.norm))
+        ]
         if architecture.head is not None and (stem := self._locate(architecture.head, None)) is not None:
-            norms.insert(min(1, len(norms)), self._read(stem, architecture.head, "head"))
+            norms.insert(1, self._read(stem, architecture.head, "head"))
         return norms
 
     def _end(self, stack: StackRow, row: NormRow) -> Norm:
-        path = self.checkpoint.path
         if row.gain is None:
             if stack.hidden_size is None:
-                raise UsageError(f"{path}: its final norm has no parameters and its config does not say the hidden size")
+                raise UsageError(
+                    f"{self.checkpoint.path}: the final norm has no parameters and the config does not say the hidden "
+                    "size; add it to config.json"
+                )
             kind = norm_kind(self.kind or row.kind)
             return Norm(row.module, kind, np.ones(stack.hidden_size), role=stack.role, groups=row.groups, eps=row.eps)
         stem = self._locate(row, stack.layers)
         if stem is None:
-            sought = " or ".join(f"{_spell(name, stack.layers)}.{row.gain}" for name in row.names)
-            raise InputError(f"{path}: no tensor {sought}: the file is incomplete, or renamed; {self._choices()}")
+            raise self._missing(row, stack.layers)
         norm = self._read(stem, row, stack.role)
         if stack.hidden_size is not None and norm.hidden_size != stack.hidden_size:
             raise InputError(
-                f"{path}: {stem}.{row.gain} has {norm.hidden_size} gains and the config says a hidden size of "
-                f"{stack.hidden_size}; the config belongs to another checkpoint"
+                f"{self.checkpoint.path}: {stem}.{row.gain} has {norm.hidden_size} gains and the config says a hidden "
+                f"size of {stack.hidden_size}; the config belongs to another checkpoint"
             )
         return norm
 
-    def _read(self, stem: str, row: NormRow, role: str, gain: str | None = None) -> Norm:
+    def _read(self, stem: str, row: NormRow, role: str, tensor: str | None = None) -> Norm:
         """Read one norm's tensors; what the user said wins over the row, and the row over the tensors."""
-        gain_name = self.vectors[gain or f"{stem}.{row.gain}"]
-        shift_name = next((self.vectors[n] for leaf in _SHIFTS if (n := f"{stem}.{leaf}") in self.vectors), None)
+        path = self.checkpoint.path
+        gain_name = self.vectors[tensor or f"{stem}.{row.gain}"]
+        shift_name = next((self.vectors[n] for leaf in SHIFTS if (n := f"{stem}.{leaf}") in self.vectors), None)
         if shift_name is None and row.shift is not None:
             raise InputError(
-                f"{self.checkpoint.path}: {stem} has a gain and no {row.shift}, which its architecture has; "
-                "the file is incomplete"
+                f"{path}: {stem} has a gain and no {row.shift}, which its architecture has; the file is incomplete"
             )
         kind = self.kind or row.kind or ("layernorm" if shift_name else "")
         if not kind:
             raise UsageError(
-                f"{self.checkpoint.path}: {stem} has a gain and no shift, and its architecture is not in the atlas, so "
-                "its kind cannot be told: say --kind layernorm or --kind rmsnorm (and --gain-offset 1 if it stores gain - 1)"
+                f"{path}: {stem} has a gain and no shift, and the atlas does not know it, so its kind cannot be told: "
+                "say --kind layernorm or --kind rmsnorm (and --gain-offset 1 if it stores gain - 1)"
             )
         offset = row.offset if self.gain_offset is None else self.gain_offset
-        values = effective_gain(self.checkpoint.vector(gain_name), offset, what=f"{self.checkpoint.path}: {gain_name}")
+        gain = effective_gain(self.checkpoint.vector(gain_name), offset, what=f"{path}: {gain_name}")
         shift = None if shift_name is None else self.checkpoint.vector(shift_name)
-        return Norm(stem, norm_kind(kind), values, shift, role, float(offset), row.groups, row.eps)
+        return Norm(stem, norm_kind(kind), gain, shift, role, float(offset), row.groups, row.eps)
 
     def _locate(self, row: NormRow, layers: int | None) -> str | None:
         """The norm's name in this file, None where it is not there."""
-        names = sorted((_spell(name, layers) for name in row.names), key=lambda name: -name.count("."))
+        names = sorted((with_last(name, layers) for name in row.names), key=lambda name: -name.count("."))
         for name in names:
             if f"{name}.{row.gain}" in self.vectors:
                 return name
         for name in names:
-            found = self._matching([name], row.gain or "weight")
+            found = self._ending_in([name], row.gain)
             if "{last}" in name:  # the config does not say how many blocks there are: the last one in the file
-                found = sorted(found, key=_natural)[-1:]
-            for better in (lambda n: not re.search(r"\.\d+\.", n.removesuffix(name)), lambda n: _TEXT_TOWER.search(n)):  # noqa: B023
-                if len(found) > 1:
-                    found = [n for n in found if better(n)] or found
+                found = sorted(found, key=layer_order)[-1:]
+            if len(found) > 1:
+                found = [stem for stem in found if not in_block(stem.removesuffix(name))] or found
+            if len(found) > 1:
+                found = [stem for stem in found if _TEXT_TOWER.search(stem)] or found
             if len(found) > 1:
                 raise UsageError(
-                    f"{self.checkpoint.path}: {len(found)} norms may be the final one: {', '.join(found[:_LISTED])}; "
+                    f"{self.checkpoint.path}: {len(found)} norms may be the final one: {_list(found)}; "
                     "choose with --norm NAME"
                 )
             if found:
                 return found[0]
         return None
 
-    def _matching(self, patterns: Iterable[str], leaf: str) -> list[str]:
+    def _ending_in(self, patterns: Sequence[str], leaf: str | None) -> list[str]:
         """Names in this file that end in one of the patterns, without the leaf."""
-        joined = "|".join(_regex(pattern) for pattern in patterns)
-        matcher = re.compile(rf"((?:.*\.)?(?:{joined}))\.{re.escape(leaf)}")
-        return [match[1] for name in self.vectors if (match := matcher.fullmatch(name))]
+        stems = (name.removesuffix(f".{leaf}") for name in self.vectors if name.endswith(f".{leaf}"))
+        return [stem for stem in stems if matches(stem, patterns)]
 
     def _has_tower(self, row: NormRow) -> bool:
         """Whether the file holds anything of the part of the model that the norm belongs to."""
-        towers = {re.split(r"\.(?:\{last\}|\*)\.", name)[0].rpartition(".")[0] or name for name in row.names}
-        joined = "|".join(re.escape(tower) for tower in towers)
-        matcher = re.compile(rf"(?:.*\.)?(?:{joined})\..*")
-        return any(matcher.fullmatch(name) for name in self.checkpoint.tensors)
+        towers = {re.split(r"\.(?:\{last\}|\d+)\.", name)[0].rpartition(".")[0] for name in row.names}
+        return "" in towers or any(f".{tower}." in f".{name}" for name in self.checkpoint.tensors for tower in towers)
 
     def _row_of(self, stem: str) -> tuple[NormRow | None, str]:
         """What the atlas knows about a norm of that name, and its role."""
         if self.architecture is None:
             return None, "final"
-        ends = [(s.norm, s.role, s.layers) for s in self.architecture.stacks if s.norm]
+        ends = [(s.norm, s.role, s.layers) for s in self.architecture.stacks if s.norm and s.norm.gain]
         ends += [(self.architecture.head, "head", None)] if self.architecture.head else []
         for row, role, layers in ends:
-            if row.gain and self._locate(row, layers) == stem:
+            if matches(stem, [with_last(name, layers) for name in row.names]) and self._locate(row, layers) == stem:
                 return row, role
-        for row in self.architecture.others:
-            if any(re.fullmatch(rf"(?:.*\.)?{_regex(pattern)}", stem) for pattern in row.names):
-                return row, "block"
-        return None, "block"
+        return next((row for row in self.architecture.others if matches(stem, row.names)), None), "block"
 
-    def _gain_named(self, name: str) -> str:
-        """The (canonical) tensor that a user's name means."""
-        wanted = _canonical(name)
+    def _tensor_named(self, name: str) -> str:
+        """The (canonical) vector that a user's name means."""
+        wanted = canonical(name)
         stem, _, leaf = wanted.rpartition(".")
-        if leaf in _SHIFTS and (f"{stem}.weight" in self.vectors):
-            wanted = f"{stem}.weight"
-        spellings = [wanted, *(f"{wanted}.{leaf}" for leaf in _GAINS)]
+        if leaf in SHIFTS and f"{stem}.weight" in self.vectors:
+            return f"{stem}.weight"
+        spellings = [wanted, *(f"{wanted}.{leaf}" for leaf in GAINS)]
         for spelling in spellings:
             if spelling in self.vectors:
                 return spelling
         endings = [n for n in self.vectors if any(n.endswith(f".{spelling}") for spelling in spellings)]
         if len(endings) == 1:
             return endings[0]
+        path = self.checkpoint.path
         if endings:
-            raise UsageError(f"{self.checkpoint.path}: {name!r} names {len(endings)} norms: {', '.join(endings[:_LISTED])}")
-        near = difflib.get_close_matches(wanted, [n.rpartition(".")[0] for n in self.vectors], n=3)
-        hint = f"did you mean {', '.join(near)}?" if near else self._choices()
-        raise UsageError(f"{self.checkpoint.path}: no vector named {name!r}; {hint}")
+            raise UsageError(f"{path}: {name!r} names {len(endings)} norms; choose one of {_list(endings)}")
+        near = difflib.get_close_matches(wanted, {n.rpartition(".")[0] for n in self.vectors}, n=3, cutoff=0.8)
+        hint = f"did you mean {' or '.join(near)}?" if near else self._choices()
+        raise UsageError(f"{path}: no vector named {name!r}; {hint}")
 
     def _choices(self) -> str:
-        """What there is to choose from, norms outside the blocks first."""
-        stems = [n.rpartition(".")[0] for n in self.vectors if n.endswith(_GAINS) and _NORM_LIKE.search(n.rpartition(".")[0])]
-        stems.sort(key=_natural, reverse=True)
-        stems.sort(key=lambda stem: bool(re.search(r"\.\d+(\.|$)", stem)))
+        """What there is to choose from: norms outside the blocks first, then from the last block backwards."""
+        stems = [stem for n in self.vectors if n.endswith(GAINS) and _NORM_LIKE.search(stem := n.rpartition(".")[0])]
+        stems = sorted(sorted(stems, key=layer_order, reverse=True), key=in_block)
         if not stems:
             return "it holds no tensor that looks like a norm's gain"
-        more = f" and {len(stems) - _LISTED} more" if len(stems) > _LISTED else ""
-        return (
-            f"choose with --norm NAME --kind layernorm|rmsnorm [--gain-offset 1] from {', '.join(stems[:_LISTED])}{more}"
-        )
+        return f"choose with --norm NAME --kind layernorm|rmsnorm [--gain-offset 1], NAME one of {_list(stems)}"
 
     def _nothing_found(self, architecture: Architecture) -> InputError | UsageError:
-        path, main = self.checkpoint.path, architecture.stacks[0] if architecture.stacks else None
-        if main is None or main.norm is None:
-            why = f" ({main.why})" if main and main.why else ""
-            return UsageError(f"{path}: a {architecture.model_type} with these settings ends un-normed{why}; {self._choices()}")
-        sought = " or ".join(f"{_spell(name, main.layers)}.{main.norm.gain}" for name in main.norm.names)
-        return InputError(f"{path}: no tensor {sought}: the file is incomplete, or renamed; {self._choices()}")
+        main = architecture.stacks[0] if architecture.stacks else None
+        if main is not None and main.norm is not None:
+            return self._missing(main.norm, main.layers)
+        why = f" ({main.why})" if main and main.why else ""
+        return UsageError(
+            f"{self.checkpoint.path}: a {architecture.model_type} with these settings ends un-normed{why}: it has no "
+            f"final norm; {self._choices()}"
+        )
 
-    def _gguf_architecture(self) -> Architecture:
-        """What llama.cpp's own naming and metadata say, in the terms of an atlas row."""
-        naming, config, name = gguf_naming(), self.checkpoint.config, self.checkpoint.architecture or "unknown"
-        row = lookup({"model_type": name})
-        eps = {kind: config.get(f"{name}.{key}") for kind, key in naming["kinds"].items()}
-        kinds = [kind for kind, value in eps.items() if value is not None]
-        known = row.stacks[0].norm.kind if row and row.stacks and row.stacks[0].norm else ""
-        kind = kinds[0] if len(kinds) == 1 else known
-        size, layers = (_whole(config.get(f"{name}.{naming[key]}")) for key in ("hidden_size", "layers"))
-        value = eps.get(kind)
-        base = NormRow("", (), kind, "weight", None, eps=float(value) if isinstance(value, int | float) else None)
-        stacks: list[StackRow] = []
-        for stack in naming["stacks"]:
-            found = next((stem for name in stack["names"] if (stem := self._gguf_stem(name, layers))), None)
-            if found and all(stack["role"] != other.role for other in stacks):
-                width = size if stack["role"] != "vision" else None
-                end = replace(base, module=found, names=(found,))
-                stacks.append(StackRow(stack["role"], end, hidden_size=width, layers=layers))
-        if not stacks:
-            bare = row is not None and row.final is not None and row.final.gain is None
-            end = replace(base, module="output_norm", names=("output_norm",), gain=None if bare else "weight")
-            stacks.append(StackRow("final", end, hidden_size=size, layers=layers))
-        others = replace(base, names=tuple(naming["blocks"]))
-        return Architecture(name, tuple(stacks), others=(others,))
-
-    def _gguf_stem(self, name: str, layers: int | None) -> str | None:
-        """A name of the GGUF vocabulary in this file; these are never wrapped, so endings do not count."""
-        if f"{_spell(name, layers)}.weight" in self.vectors:
-            return _spell(name, layers)
-        # The count may include blocks of other uses: the last one in the file that has such a norm.
-        indexed = [n for n in self._matching([name], "weight") if re.fullmatch(_regex(name), n)]
-        return max(indexed, key=_natural, default=None) if "{last}" in name else None
+    def _missing(self, row: NormRow, layers: int | None) -> InputError:
+        sought = " or ".join(f"{with_last(name, layers)}.{row.gain}" for name in row.names)
+        return InputError(
+            f"{self.checkpoint.path}: no tensor {sought}: the file is incomplete, or its tensors are renamed; "
+            f"{self._choices()}"
+        )
 
 
-def _canonical(name: str) -> str:
-    stem, dot, leaf = name.rpartition(".")
-    return f"{stem}{dot}{_ALIASES.get(leaf, leaf)}"
-
-
-def _spell(name: str, layers: int | None) -> str:
-    return name if layers is None else name.replace("{last}", str(layers - 1))
-
-
-def _regex(pattern: str) -> str:
-    """A pattern of the atlas as a regular expression."""
-    wild = {"*": r"\d+", "{last}": r"\d+", "{norm}": r"\w*norm\w*"}
-    return r"\.".join(wild.get(segment, re.escape(segment)) for segment in pattern.split("."))
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key under which layer 10 comes after layer 9."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split(".")]
-
-
-def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+def _list(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

@@ -97,7 +97,7 @@ def zoo_norms(entry: ZooEntry) -> list[Norm]:
         entry: a published configuration.
 
     Returns:
-        The norms, that of the base model's last hidden state first: gains at their initial effective value, shifts zero.
+        The norms, that of the base model's last hidden state first; gains at their initial effective value, shifts 0.
 
     Raises:
         UsageError: this configuration ends without a norm, or the atlas does not know its architecture.
@@ -127,7 +127,7 @@ def zoo_norms(entry: ZooEntry) -> list[Norm]:
     if not norms:
         why = architecture.stacks[0].why if architecture.stacks else None
         raise UsageError(
-            f"random:{entry.name}: this architecture ends un-normed{f' ({why})' if why else ''}, so there is no final norm"
+            f"random:{entry.name}: this architecture ends un-normed{f' ({why})' if why else ''}: it has no final norm"
         )
     return norms
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -103,23 +104,11 @@ def load_checkpoint(
     directory = path if path.is_dir() else path.parent
     common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    weights: dict[str, Any] = {}
-    if path.suffix == ".safetensors" and path.name != "model.safetensors":
-        from safetensors.torch import load_file
-
-        weights = {
-            "state_dict": load_file(path),
-            "config": transformers.AutoConfig.from_pretrained(directory, **common),
-        }
     try:
-        model, info = transformers.AutoModel.from_pretrained(
-            None if weights else directory,
-            dtype=dtype or (torch.float32 if gguf else "auto"),
-            output_loading_info=True,
-            **gguf,
-            **weights,
-            **common,
-        )
+        with _under_its_usual_name(path) as folder:
+            model, info = transformers.AutoModel.from_pretrained(
+                folder, dtype=dtype or (torch.float32 if gguf else "auto"), output_loading_info=True, **gguf, **common
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnreachableError(f"{path}: transformers cannot load it: {reason}") from error
@@ -132,6 +121,22 @@ def load_checkpoint(
             return None
 
     return Loaded(model, tokenizer, _weight_files(path), tuple(_missing(path, model, info)))
+
+
+@contextmanager
+def _under_its_usual_name(path: Path) -> Iterator[Path]:
+    """A directory in which transformers finds just the weights that `path` names: it looks for fixed file names."""
+    if path.is_dir() or path.suffix == ".gguf":
+        yield path if path.is_dir() else path.parent
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        usual = "model.safetensors.index.json" if path.suffix == ".json" else "model.safetensors"
+        (Path(folder) / usual).symlink_to(path.resolve())
+        for beside in path.parent.iterdir():
+            link = Path(folder) / beside.name
+            if not link.is_symlink() and beside.name not in {"model.safetensors", "model.safetensors.index.json"}:
+                link.symlink_to(beside.resolve())
+        yield Path(folder)
 
 
 def _missing(path: Path, model: nn.Module, info: dict[str, Any]) -> Iterator[str]:

@@ -174,7 +174,7 @@ def _respond(module: nn.Module, width: int, generator: torch.Generator) -> _Resp
     y, swapped = _run(module, x), _run(module, x[[1, 0]])
     if y is None or swapped is None or not _close(y[[1, 0]], swapped):  # each token must be on its own
         return None
-    y_tokens, y_moved, y_tiny = (part.numpy() for part in y.split([_TOKENS, 1, len(_SMALL)]))
+    y_tokens, y_moved, y_tiny = np.split(y.numpy(), [_TOKENS, _TOKENS + 1])
     if not np.isfinite(y_tokens).all():
         return None
     groups = _groups(y_tokens[0], y_moved[0])

@@ -7,6 +7,7 @@ see a block's input, make its output, or add up to what it writes.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,11 @@ from torch import Tensor, nn
 from deadreckon.errors import DeadreckonError
 from deadreckon.forward.probe import NormProbe, probe_norms
 from deadreckon.forward.tiny import tiny_inputs
+
+
+# A block's output is its input plus its writes, rounded at every addition in float32: a few 6e-8 each.
+_ADDS_UP = 1e-5
+_MOST_WRITERS = 6
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def _stack(
             norm, note = call, relation or None
             break
     path = norm.path if norm else None
-    maker = None if norm else next((c for c in calls if _same(c.made, hidden)), None)  # the first: the innermost
+    maker = None if norm else next((c for c in calls if c.path and _same(c.made, hidden)), None)  # the innermost
     fed = next((c for c in reversed(calls) if maker and c.path in probes and _same(c.made, maker.given)), None)
     end = norm or fed
     blocks = _blocks_behind(end.path if end else "", end.given if end else hidden, lists)
@@ -195,18 +201,16 @@ def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Se
         return None
     end = next(i for i, call in enumerate(calls) if call is block)
     begin = next((i + 1 for i in range(end - 1, -1, -1) if calls[i] in chain), 0)
-    inside = [
-        c for c in calls[begin:end] if c.path in probes and c.made is not None and c.made.numel() == block.made.numel()
-    ]
+    inside = [c for c in calls[begin:end] if c.path in probes]
     if any(_same(call.made, block.made) for call in inside):
         return "post"
     pre = any(_same(call.given, block.given) for call in inside)
-    written = (block.made - block.given).to(torch.float64)
+    made = [c.made.reshape(block.made.shape).double() for c in inside if _numel(c.made) == block.made.numel()]
+    written, scale = (block.made - block.given).double(), float(block.made.double().norm())
     branch = any(
-        torch.linalg.norm(written - sum(c.made.reshape(written.shape).to(torch.float64) for c in subset))
-        <= 1e-5 * torch.linalg.norm(block.made)
-        for size in range(1, min(len(inside), 6) + 1)
-        for subset in itertools.combinations(inside, size)
+        float((written - torch.stack(subset).sum(0)).norm()) <= _ADDS_UP * scale
+        for size in range(1, min(len(made), _MOST_WRITERS) + 1)
+        for subset in itertools.combinations(made, size)
     )
     return {(True, True): "sandwich", (True, False): "pre", (False, True): "branch"}.get((pre, branch))
 
@@ -235,9 +239,11 @@ def _hidden_states(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]
 
 def _pooled_norm(hidden: Tensor, probes: Mapping[str, NormProbe], calls: Sequence[Call]) -> str | None:
     """The norm that sees some tokens of a hidden state that was not normed itself."""
-    after = (c.path for c in reversed(calls) if c.path in probes and c.given is not None)
-    seen = {c.path: c.given for c in calls}
-    return next((p for p in after if seen[p] is not None and seen[p].numel() < hidden.numel() and _relation(hidden, seen[p])), None)
+    for call in reversed(calls):
+        if call.path in probes and call.given is not None and call.given.numel() < hidden.numel():
+            if _relation(hidden, call.given):
+                return call.path
+    return None
 
 
 def _role(key: str, hidden: Mapping[str, Tensor]) -> str:
@@ -270,8 +276,6 @@ def _towers(model: nn.Module, ran: set[str]) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _argument_names(module: nn.Module) -> list[str]:
-    import inspect
-
     return [
         *inspect.signature(module.forward).parameters,
         getattr(module, "main_input_name", ""),
@@ -307,6 +311,10 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value.values())
         elif isinstance(value, tuple | list):
             yield from _tensors(value)
+
+
+def _numel(tensor: Tensor | None) -> int:
+    return -1 if tensor is None else tensor.numel()
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:

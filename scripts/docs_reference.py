@@ -1,0 +1,209 @@
+"""Fill in what the documentation quotes from the program: help screens, outputs, tables of keys, JSON Schema files.
+
+Markers in a page say what belongs between them::
+
+    <!-- output: deadreckon read --help -->    a command, and what it prints
+    <!-- keys: Reading -->                     the fields of a record of `deadreckon.results`
+    <!-- names: random -->                     what may follow ``random:``
+    <!-- end -->                               closes each of them
+
+Run it to bring everything up to date; ``--fast`` leaves the outputs of forward passes as they are; ``--check`` writes
+nothing and exits with 1 when something is out of date. A check runs no forward pass: of these it only asks that an output
+is there, because rounding differs between machines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import inspect
+import io
+import json
+import os
+import re
+import shlex
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from deadreckon import results
+from deadreckon.checkpoint.zoo import zoo_names
+from deadreckon.cli.main import main as deadreckon_main
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = ("README.md", "docs/index.md", "docs/cli.md", "docs/json.md")
+SCHEMAS = "docs/schemas"
+
+_MARKED = re.compile(r"^(?P<indent> *)<!-- (?P<what>output|keys|names): (?P<of>.+?) -->\n(?P<body>.*?)^ *<!-- end -->", re.M | re.S)
+_FORWARD = ("measure", "demo")
+_UNREACHABLE = 3
+
+
+def update(root: Path = ROOT, *, fast: bool = False) -> dict[Path, str]:
+    """The files that are out of date, with the text that they should have.
+
+    Args:
+        root: the repository.
+        fast: leave outputs of forward passes as they are, provided that there is one.
+
+    Returns:
+        Path -> text; empty when everything is up to date.
+    """
+    wanted = {root / SCHEMAS / name: text for name, text in schemas().items()}
+    for page in PAGES:
+        if (path := root / page).exists():
+            wanted[path] = fill(path.read_text(encoding="utf-8"), fast=fast)
+    for path in (root / SCHEMAS).glob("*.json"):
+        wanted.setdefault(path, "")  # of a record that is no more: emptied, for a person to delete
+    return {path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text}
+
+
+def fill(page: str, *, fast: bool = False) -> str:
+    """A page with everything between its markers brought up to date.
+
+    Args:
+        page: Markdown.
+        fast: as for `update`.
+
+    Returns:
+        The page. An output that differs from the one there in nothing but the time it took stays.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        old = textwrap.dedent(match["body"]).strip("\n")
+        new = {"output": _output, "keys": _keys, "names": _names}[match["what"]](match["of"], old, fast)
+        body = old if _timeless(old) == _timeless(new) else new
+        marked = f"<!-- {match['what']}: {match['of']} -->\n\n{body}\n\n<!-- end -->"
+        return textwrap.indent(marked, match["indent"], lambda line: bool(line.strip()))
+
+    return _MARKED.sub(block, page)
+
+
+def schemas() -> dict[str, str]:
+    """File name -> JSON Schema of each record, its properties described by the docstrings."""
+    return {
+        f"{record.kind_of_record.removeprefix('deadreckon.').replace('/', '-')}.json": json.dumps(_schema(record), indent=1) + "\n"
+        for record in results.RECORDS
+    }
+
+
+def attributes(record: type) -> dict[str, str]:
+    """Field -> meaning in JSON's terms, from the ``Attributes:`` sections of a record's docstring and its bases'."""
+    meanings: dict[str, str] = {}
+    for base in reversed(record.__mro__):
+        _, _, section = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
+        # A field starts a line at the section's own depth; deeper lines continue it.
+        for entry in re.split(r"\n(?! )", textwrap.dedent(section).strip()):
+            name, colon, meaning = " ".join(entry.split()).partition(": ")
+            if colon:
+                meanings[name] = re.sub(r"\bNone\b", "null", meaning)
+    return meanings
+
+
+def run(command: str) -> tuple[str, int]:
+    """What a ``deadreckon`` command prints to a pipe, and its exit code.
+
+    Args:
+        command: as typed in a shell, without redirections.
+
+    Returns:
+        Standard output without trailing blanks, and the exit code.
+    """
+    plain = {"COLUMNS": "80", "NO_COLOR": "1"}
+    forced = {name for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE") if name in os.environ}
+    with mock.patch.dict(os.environ, plain), contextlib.redirect_stdout(io.StringIO()) as out:
+        for name in forced:
+            del os.environ[name]
+        code = deadreckon_main(shlex.split(command)[1:])
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()), code
+
+
+def _output(command: str, old: str, fast: bool) -> str:
+    verb = shlex.split(command)[1]
+    if fast and verb in _FORWARD and "--help" not in command and old.startswith(f"```console\n$ {command}\n") and old.count("\n") > 2:
+        return old
+    text, code = run(command)
+    if code == _UNREACHABLE:  # a demo model that is not installed here
+        return old
+    return f"```console\n$ {command}\n{text}\n```"
+
+
+def _keys(name: str, _old: str, _fast: bool) -> str:
+    record = getattr(results, name)
+    meanings = attributes(record)
+    rows = [f"| `{field.name}` | {_type(field.type)} | {_cell(meanings.get(field.name, ''))} |" for field in _fields(record)]
+    return "\n".join(["| key | type | meaning |", "|---|---|---|", *rows])
+
+
+def _names(of: str, _old: str, _fast: bool) -> str:
+    names = {"random": zoo_names}[of]()
+    return textwrap.fill(", ".join(f"`{name}`" for name in names) + ".", 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _fields(record: type) -> Iterator[dataclasses.Field[Any]]:
+    """The record's fields; those that a measurement shares with its twins are left to the table of these."""
+    shared = {field.name for field in dataclasses.fields(results.Figures)}
+    for field in dataclasses.fields(record):
+        if record is results.Figures or not issubclass(record, results.Figures) or field.name not in shared:
+            yield field
+
+
+def _type(annotation: Any) -> str:
+    """A field's annotation in the words of JSON."""
+    words = {"str": "string", "int": "integer", "float": "number", "bool": "true or false", "None": "null"}
+    text = re.sub(r"list\[(.+)\]", r"list of \1", str(annotation))
+    text = re.sub(r"dict\[str, (.+)\]", r"object of \1", text)
+    return re.sub(r"\w+", lambda word: words.get(word[0], word[0]), text).replace(" | ", " or ")
+
+
+def _cell(text: str) -> str:
+    """Plain text in a cell of a Markdown table; the docstrings' double backticks become single ones."""
+    return re.sub(r"([|<])", r"\\\1", text).replace("``", "`").rstrip(".")
+
+
+def _schema(record: type[results.Record]) -> dict[str, Any]:
+    schema = record.json_schema()
+    for name, definition in schema["$defs"].items():
+        meanings = attributes(getattr(results, name))
+        definition["description"] = inspect.cleandoc(definition["description"]).partition("\n\nAttributes:")[0]
+        for key, value in definition["properties"].items():
+            if key in meanings:
+                value["description"] = meanings[key]
+        if "schema" in definition["properties"]:
+            definition["properties"]["schema"] = {"const": getattr(results, name).kind_of_record}
+            definition["properties"]["deadreckon"].pop("default")
+            definition["required"] = ["schema", "deadreckon", *definition["required"]]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _timeless(text: str) -> str:
+    return re.sub(r"\bin [\d.]+ (ms|s)\b", "in a while", text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Bring the documentation up to date, or check that it is.
+
+    Args:
+        arguments: the command line; None: the process's own.
+
+    Returns:
+        Exit code: 0, or 1 when a check found something out of date.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when something is out of date")
+    parser.add_argument("--fast", action="store_true", help="leave the outputs of forward passes as they are")
+    options = parser.parse_args(arguments)
+    stale = update(fast=options.fast or options.check)
+    for path, text in stale.items():
+        print(f"{'out of date' if options.check else 'written'}: {path.relative_to(ROOT)}", file=sys.stderr)
+        if not options.check:
+            path.write_text(text, encoding="utf-8")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
