@@ -8,8 +8,8 @@ Markers in a page say what belongs between them::
     <!-- end -->                               closes each of them
 
 Run it to bring everything up to date; ``--fast`` leaves the outputs of forward passes as they are; ``--check`` writes
-nothing and exits with 1 when something is out of date. A check runs no forward pass: of these it only asks that an output
-is there, because rounding differs between machines.
+nothing and exits with 1 when something is out of date. A check runs no forward pass: of these it only asks that an
+output is there, because rounding differs between machines.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/index.md", "docs/cli.md", "docs/json.md")
 SCHEMAS = "docs/schemas"
 
-_MARKED = re.compile(r"^(?P<indent> *)<!-- (?P<what>output|keys|names): (?P<of>.+?) -->\n(?P<body>.*?)^ *<!-- end -->", re.M | re.S)
+_MARKED = re.compile(
+    r"^(?P<indent> *)<!-- (?P<what>output|keys|names): (?P<of>.+?) -->\n(?P<body>.*?)^ *<!-- end -->", re.M | re.S
+)
 _FORWARD = ("measure", "demo")
 _UNREACHABLE = 3
 
@@ -56,10 +58,10 @@ def update(root: Path = ROOT, *, fast: bool = False) -> dict[Path, str]:
     wanted = {root / SCHEMAS / name: text for name, text in schemas().items()}
     for page in PAGES:
         if (path := root / page).exists():
-            wanted[path] = fill(path.read_text(encoding="utf-8"), fast=fast)
+            wanted[path] = fill(_text(path), fast=fast)
     for path in (root / SCHEMAS).glob("*.json"):
         wanted.setdefault(path, "")  # of a record that is no more: emptied, for a person to delete
-    return {path: text for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text}
+    return {path: text for path, text in wanted.items() if _text(path) != text}
 
 
 def fill(page: str, *, fast: bool = False) -> str:
@@ -85,10 +87,11 @@ def fill(page: str, *, fast: bool = False) -> str:
 
 def schemas() -> dict[str, str]:
     """File name -> JSON Schema of each record, its properties described by the docstrings."""
-    return {
-        f"{record.kind_of_record.removeprefix('deadreckon.').replace('/', '-')}.json": json.dumps(_schema(record), indent=1) + "\n"
-        for record in results.RECORDS
-    }
+    documents = {}
+    for record in results.RECORDS:
+        name = record.kind_of_record.removeprefix("deadreckon.").replace("/", "-")
+        documents[f"{name}.json"] = json.dumps(_schema(record), indent=1) + "\n"
+    return documents
 
 
 def attributes(record: type) -> dict[str, str]:
@@ -123,25 +126,28 @@ def run(command: str) -> tuple[str, int]:
 
 
 def _output(command: str, old: str, fast: bool) -> str:
-    verb = shlex.split(command)[1]
-    if fast and verb in _FORWARD and "--help" not in command and old.startswith(f"```console\n$ {command}\n") and old.count("\n") > 2:
+    first = f"```console\n$ {command}\n"
+    is_forward = shlex.split(command)[1] in _FORWARD and not command.endswith("--help")
+    if fast and is_forward and old.startswith(first) and old.count("\n") > 2:
         return old
     text, code = run(command)
     if code == _UNREACHABLE:  # a demo model that is not installed here
         return old
-    return f"```console\n$ {command}\n{text}\n```"
+    if code:
+        raise SystemExit(f"{command} ended with exit code {code}: mend it before it is shown")
+    return f"{first}{text}\n```"
 
 
 def _keys(name: str, _old: str, _fast: bool) -> str:
     record = getattr(results, name)
     meanings = attributes(record)
-    rows = [f"| `{field.name}` | {_type(field.type)} | {_cell(meanings.get(field.name, ''))} |" for field in _fields(record)]
-    return "\n".join(["| key | type | meaning |", "|---|---|---|", *rows])
+    rows = [(f"`{field.name}`", _type(field.type), _cell(meanings.get(field.name, ""))) for field in _fields(record)]
+    return "\n".join(["| key | type | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _names(of: str, _old: str, _fast: bool) -> str:
-    names = {"random": zoo_names}[of]()
-    return textwrap.fill(", ".join(f"`{name}`" for name in names) + ".", 120, break_long_words=False, break_on_hyphens=False)
+    names = ", ".join(f"`{name}`" for name in {"random": zoo_names}[of]())
+    return textwrap.fill(f"{names}.", 118, break_long_words=False, break_on_hyphens=False)
 
 
 def _fields(record: type) -> Iterator[dataclasses.Field[Any]]:
@@ -178,6 +184,10 @@ def _schema(record: type[results.Record]) -> dict[str, Any]:
             definition["properties"]["deadreckon"].pop("default")
             definition["required"] = ["schema", "deadreckon", *definition["required"]]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 def _timeless(text: str) -> str:

@@ -165,6 +165,7 @@ class NormReading:
         role: final | head | encoder | decoder | vision | block.
         kind: layernorm | rmsnorm | undetermined.
         hidden_size: d.
+        tau: tolerance of the predicted dead count, relative to the mean eigenvalue.
         final_norm: name of the gain tensor (of the module, where the norm has no parameters).
         gain_offset: what the module adds to the stored tensor.
         kernel_dim: dimension of the exact kernel; None where the kind is undetermined.
@@ -281,6 +282,8 @@ class Figures:
     Attributes:
         norm: module path of the norm.
         kind: layernorm | rmsnorm.
+        hidden_size: d.
+        tau: tolerance of `predicted_dead` and of the algebraic/learned split, relative to the mean eigenvalue.
         tokens: N, masked positions excluded.
         tokens_per_dimension: N/d.
         distinct_inputs: number of distinct token ids among them; None for other inputs.

@@ -6,7 +6,6 @@ segment by segment. What the atlas does not know is never guessed: the candidate
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 
@@ -82,8 +81,9 @@ class _Finder:
         """Every other norm that the architecture has, in layer order."""
         found: dict[str, NormRow] = {}
         for row in self.architecture.others if self.architecture else ():
-            for stem in self._ending_in(row.names, row.gain):
-                found.setdefault(stem, row)
+            for name in row.names:
+                stems = self._ending_in(name, row.gain) or self._ending_in(name, row.gain, loose=True)
+                found |= {stem: row for stem in stems if stem not in found}
         return [self._read(stem, found[stem], "block") for stem in sorted(found, key=layer_order) if stem not in known]
 
     def named(self, name: str) -> Norm:
@@ -96,16 +96,19 @@ class _Finder:
 
     def _ends_of(self, architecture: Architecture) -> list[Norm]:
         several = sum(stack.norm is not None for stack in architecture.stacks) > 1
-        norms = [
-            self._end(stack, stack.norm)
-            for stack in architecture.stacks
-            if stack.norm is not None and (not several or self._has_tower(stack.norm))
-        ]
+        norms: list[Norm] = []
+        for stack in architecture.stacks:
+            if stack.norm is None or (several and not self._has_tower(stack.norm)):
+                continue
+            norm = self._end(stack, stack.norm)
+            if norm is None and not norms:
+                raise self._missing(stack.norm, stack.layers)
+            norms += [norm] if norm is not None else []  # a side tower may be cut short: what was asked for is there
         if architecture.head is not None and (stem := self._locate(architecture.head, None)) is not None:
             norms.insert(1, self._read(stem, architecture.head, "head"))
         return norms
 
-    def _end(self, stack: StackRow, row: NormRow) -> Norm:
+    def _end(self, stack: StackRow, row: NormRow) -> Norm | None:
         if row.gain is None:
             if stack.hidden_size is None:
                 raise UsageError(
@@ -116,7 +119,7 @@ class _Finder:
             return Norm(row.module, kind, np.ones(stack.hidden_size), role=stack.role, groups=row.groups, eps=row.eps)
         stem = self._locate(row, stack.layers)
         if stem is None:
-            raise self._missing(row, stack.layers)
+            return None
         norm = self._read(stem, row, stack.role)
         if stack.hidden_size is not None and norm.hidden_size != stack.hidden_size:
             raise InputError(
@@ -151,8 +154,8 @@ class _Finder:
         for name in names:
             if f"{name}.{row.gain}" in self.vectors:
                 return name
-        for name in names:
-            found = self._ending_in([name], row.gain)
+        for name, loose in ((name, loose) for loose in (False, True) for name in names):
+            found = self._ending_in(name, row.gain, loose=loose)
             if "{last}" in name:  # the config does not say how many blocks there are: the last one in the file
                 found = sorted(found, key=layer_order)[-1:]
             if len(found) > 1:
@@ -168,10 +171,10 @@ class _Finder:
                 return found[0]
         return None
 
-    def _ending_in(self, patterns: Sequence[str], leaf: str | None) -> list[str]:
-        """Names in this file that end in one of the patterns, without the leaf."""
+    def _ending_in(self, pattern: str, leaf: str | None, *, loose: bool = False) -> list[str]:
+        """Names in this file that end in the pattern, without the leaf."""
         stems = (name.removesuffix(f".{leaf}") for name in self.vectors if name.endswith(f".{leaf}"))
-        return [stem for stem in stems if matches(stem, patterns)]
+        return [stem for stem in stems if matches(stem, pattern, loose=loose)]
 
     def _has_tower(self, row: NormRow) -> bool:
         """Whether the file holds anything of the part of the model that the norm belongs to."""
@@ -185,9 +188,11 @@ class _Finder:
         ends = [(s.norm, s.role, s.layers) for s in self.architecture.stacks if s.norm and s.norm.gain]
         ends += [(self.architecture.head, "head", None)] if self.architecture.head else []
         for row, role, layers in ends:
-            if matches(stem, [with_last(name, layers) for name in row.names]) and self._locate(row, layers) == stem:
+            if self._locate(row, layers) == stem:
                 return row, role
-        return next((row for row in self.architecture.others if matches(stem, row.names)), None), "block"
+        return next(
+            (row for row in self.architecture.others if any(matches(stem, name) for name in row.names)), None
+        ), "block"
 
     def _tensor_named(self, name: str) -> str:
         """The (canonical) vector that a user's name means."""
@@ -205,7 +210,9 @@ class _Finder:
         path = self.checkpoint.path
         if endings:
             raise UsageError(f"{path}: {name!r} names {len(endings)} norms; choose one of {_list(endings)}")
-        near = difflib.get_close_matches(wanted, {n.rpartition(".")[0] for n in self.vectors}, n=3, cutoff=0.8)
+        from difflib import get_close_matches
+
+        near = get_close_matches(wanted, {n.rpartition(".")[0] for n in self.vectors}, n=3, cutoff=0.8)
         hint = f"did you mean {' or '.join(near)}?" if near else self._choices()
         raise UsageError(f"{path}: no vector named {name!r}; {hint}")
 

@@ -51,7 +51,7 @@ def _stem(pattern: str, layers: int | None, vectors: Collection[str]) -> str | N
     if f"{exact}.weight" in vectors:
         return exact
     # The count may include blocks of other uses: then the last one in the file that has such a norm.
-    stems = (name.removesuffix(".weight") for name in vectors if matches(name, [f"{pattern}.weight"], whole=True))
+    stems = (name.removesuffix(".weight") for name in vectors if matches(name, f"{pattern}.weight", whole=True))
     return max(stems, key=layer_order, default=None)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from functools import cache
 
 GAINS, SHIFTS = ("weight", "gamma", "scale"), ("bias", "beta")
 """The usual names of a norm's two parameters."""
@@ -23,12 +23,25 @@ def with_last(pattern: str, layers: int | None) -> str:
     return pattern if layers is None else pattern.replace("{last}", str(layers - 1))
 
 
-def matches(name: str, patterns: Iterable[str], *, whole: bool = False) -> bool:
-    """Whether `name` is one of the patterns or, unless `whole`, ends in one at a dot."""
-    joined = "|".join(
-        r"\.".join(_WILD.get(segment, re.escape(segment)) for segment in pattern.split(".")) for pattern in patterns
-    )
-    return re.fullmatch(rf"{'' if whole else r'(?:.*\.)?'}(?:{joined})", name) is not None
+def matches(name: str, pattern: str, *, whole: bool = False, loose: bool = False) -> bool:
+    """Whether a name is meant by a pattern.
+
+    Args:
+        name: a tensor's or a norm's name.
+        pattern: as the atlas spells it.
+        whole: the pattern must be all of the name, not just its end.
+        loose: words may stand between those of the pattern, as where a version wrapped a tower once more.
+
+    Returns:
+        Whether it fits.
+    """
+    return _compiled(pattern, whole, loose).fullmatch(name) is not None
+
+
+@cache
+def _compiled(pattern: str, whole: bool, loose: bool) -> re.Pattern[str]:
+    wrapper, dot = "" if whole else r"(?:.*\.)?", r"\.(?:[a-z_]+\.)*" if loose else r"\."
+    return re.compile(wrapper + dot.join(_WILD.get(segment, re.escape(segment)) for segment in pattern.split(".")))
 
 
 def in_block(name: str) -> bool:

@@ -6,7 +6,6 @@ was published with where one is known exactly, and that of the configuration oth
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,8 +82,10 @@ def zoo_entry(name: str) -> ZooEntry:
     entries = _entries()
     if name in entries:
         return entries[name]
+    from difflib import get_close_matches
+
     wanted = name.lower()
-    near = difflib.get_close_matches(wanted, entries, n=4, cutoff=0.5)
+    near = get_close_matches(wanted, entries, n=4, cutoff=0.5)
     near = list(dict.fromkeys([*(n for n in sorted(entries) if wanted and n.startswith(wanted)), *near]))[:6]
     hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(sorted(entries))}"
     raise UsageError(f"no published configuration named {name!r} in the zoo: {hint}")
@@ -111,7 +112,8 @@ def zoo_norms(entry: ZooEntry) -> list[Norm]:
         if row is None or width is None:
             continue
         # Spellings of the base class come first, those of the class with a head last.
-        name = row.names[0 if entry.model_class.endswith("Model") else -1] if row.names else row.module
+        with_head = "For" in entry.model_class or "Head" in entry.model_class
+        name = row.names[-1 if with_head else 0] if row.names else row.module
         norms.append(
             Norm(
                 name=name.replace("{last}", str((stack.layers or entry.layers) - 1)),

@@ -66,8 +66,10 @@ def prepare_torch() -> None:
     Raises:
         UnreachableError: one of them is not installed.
     """
+    import os
     import warnings
 
+    os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.simplefilter("ignore")
     try:
         import torch  # noqa: F401

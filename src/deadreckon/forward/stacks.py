@@ -21,7 +21,6 @@ from deadreckon.errors import DeadreckonError
 from deadreckon.forward.probe import NormProbe, probe_norms
 from deadreckon.forward.tiny import tiny_inputs
 
-
 # A block's output is its input plus its writes, rounded at every addition in float32: a few 6e-8 each.
 _ADDS_UP = 1e-5
 _MOST_WRITERS = 6
@@ -205,12 +204,13 @@ def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Se
     if any(_same(call.made, block.made) for call in inside):
         return "post"
     pre = any(_same(call.given, block.given) for call in inside)
-    made = [c.made.reshape(block.made.shape).double() for c in inside if _numel(c.made) == block.made.numel()]
+    size = block.made.numel()
+    made = [m.reshape(block.made.shape).double() for c in inside if (m := c.made) is not None and m.numel() == size]
     written, scale = (block.made - block.given).double(), float(block.made.double().norm())
     branch = any(
         float((written - torch.stack(subset).sum(0)).norm()) <= _ADDS_UP * scale
-        for size in range(1, min(len(made), _MOST_WRITERS) + 1)
-        for subset in itertools.combinations(made, size)
+        for count in range(1, min(len(made), _MOST_WRITERS) + 1)
+        for subset in itertools.combinations(made, count)
     )
     return {(True, True): "sandwich", (True, False): "pre", (False, True): "branch"}.get((pre, branch))
 
@@ -239,11 +239,8 @@ def _hidden_states(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]
 
 def _pooled_norm(hidden: Tensor, probes: Mapping[str, NormProbe], calls: Sequence[Call]) -> str | None:
     """The norm that sees some tokens of a hidden state that was not normed itself."""
-    for call in reversed(calls):
-        if call.path in probes and call.given is not None and call.given.numel() < hidden.numel():
-            if _relation(hidden, call.given):
-                return call.path
-    return None
+    some = (c for c in reversed(calls) if c.path in probes and 0 < _numel(c.given) < hidden.numel())
+    return next((c.path for c in some if c.given is not None and _relation(hidden, c.given)), None)
 
 
 def _role(key: str, hidden: Mapping[str, Tensor]) -> str:

@@ -13,8 +13,8 @@ complement of 1 where the mean is subtracted), the covariance is proportional to
 and for any input the k-th smallest eigenvalue of the covariance is at most d times the k-th smallest squared gain. The
 *predicted dead subspace* at tolerance tau is spanned by the eigenvectors of A with eigenvalue <= tau * tr(A)/d.
 
-Source: Shirodkar and Narayanan, arXiv:2606.19491, for the kernel; the predicted spectrum and the case of vanishing
-gains are this project's.
+Source: Shirodkar and Narayanan, arXiv:2606.19491, for the kernel; Riechers, arXiv:2405.04134, for the ellipsoid whose
+axes are A's eigenvectors. The predicted dead subspace is this project's.
 """
 
 from __future__ import annotations

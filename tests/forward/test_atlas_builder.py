@@ -1,0 +1,142 @@
+"""The committed atlas must be what probing the installed transformers gives, and a wrong row must be reported."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+from deadreckon.checkpoint.atlas import ATLAS_PATH
+from deadreckon.errors import UsageError
+from deadreckon.forward.atlas_builder import build_atlas, build_row, drift, main, write_atlas
+from deadreckon.forward.probe import probe_norms
+from deadreckon.forward.stacks import find_stacks, redraw, watch
+from deadreckon.forward.tiny import tiny_config, tiny_inputs, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+SAMPLE = ("bert", "clip_vision_model", "gemma3_text", "gpt2", "nemotron", "olmo2", "opt", "t5")
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads(ATLAS_PATH.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def rebuilt():
+    return {name: build_row(name) for name in SAMPLE}
+
+
+def test_committed_rows_are_what_probing_gives(committed, rebuilt):
+    assert drift(committed["rows"], rebuilt) == []
+
+
+@pytest.mark.slow
+def test_all_committed_rows_are_what_probing_gives(committed):
+    assert drift(committed["rows"], build_atlas(committed["rows"])["rows"]) == []
+
+
+def _edits():
+    def offset(rows):
+        del rows["gemma3_text"]["stacks"][0]["norm"]["offset"]
+
+    def kind(rows):
+        rows["t5"]["stacks"][0]["norm"]["kind"] = "layernorm"
+
+    def place(rows):
+        rows["bert"]["stacks"][0]["norm"]["names"][0] = "encoder.layer.{last}.attention.output.LayerNorm"
+
+    def switch(rows):
+        rows["opt"]["switches"].pop()
+
+    def missing(rows):
+        del rows["gpt2"]
+
+    return [offset, kind, place, switch, missing]
+
+
+@pytest.mark.parametrize("edit", _edits(), ids=lambda edit: edit.__name__)
+def test_an_edited_row_is_reported(committed, rebuilt, edit):
+    rows = copy.deepcopy(committed["rows"])
+    edit(rows)
+    assert drift(rows, rebuilt)
+
+
+def test_the_written_file_reads_back_and_holds_a_row_a_line(tmp_path, committed):
+    path = tmp_path / "atlas.json"
+    write_atlas(committed, path)
+    assert json.loads(path.read_text()) == committed
+    assert path.read_text() == ATLAS_PATH.read_text(encoding="utf-8")
+    assert sum(line.startswith(' "') for line in path.read_text().splitlines()) == len(committed["rows"])
+
+
+def test_a_check_of_one_row_from_the_command_line(capsys):
+    assert main(["--check", "gptj"]) == 0
+    assert "1 rows agree" in capsys.readouterr().err
+
+
+def test_a_row_that_cannot_be_built_says_why():
+    atlas = build_atlas(["no_such_model_type"])
+    assert "no_such_model_type" in atlas["rows"]["no_such_model_type"]["why"]
+
+
+def test_unknown_model_types_are_refused():
+    with pytest.raises(UsageError, match="no model type 'nonsense'"):
+        tiny_config("nonsense")
+
+
+@pytest.mark.parametrize("model_type", ["llama", "whisper", "qwen3_next"])
+def test_tiny_models_are_tiny_the_same_each_time_and_leave_the_generator_alone(model_type):
+    state = torch.get_rng_state()
+    first, second = tiny_model(model_type), tiny_model(model_type)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sum(p.numel() for p in first.parameters()) < 5_000_000
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    inputs = tiny_inputs(first)
+    with torch.no_grad():
+        assert torch.equal(first(**inputs).last_hidden_state, second(**inputs).last_hidden_state)
+
+
+def test_a_dotted_override_reaches_a_sub_config():
+    config = tiny_config("gemma3", **{"text_config.num_hidden_layers": 2, "vision_config.hidden_size": 32})
+    assert (config.text_config.num_hidden_layers, config.vision_config.hidden_size) == (2, 32)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "norm", "blocks", "placement"),
+    [
+        ("gpt_neox", "final_layer_norm", "layers", "pre"),
+        ("roberta", "encoder.layer.3.output.LayerNorm", "encoder.layer", "post"),
+        ("olmo2", "norm", "layers", "branch"),
+        ("gemma2", "norm", "layers", "sandwich"),
+        ("bart", "decoder.layers.3.final_layer_norm", "decoder.layers", "post"),
+    ],
+)
+def test_stacks_by_what_the_modules_do(model_type, norm, blocks, placement):
+    main_stack = find_stacks(tiny_model(model_type))[0]
+    assert (main_stack.norm, main_stack.blocks, main_stack.placement) == (norm, blocks, placement)
+
+
+def test_the_final_norm_is_bit_equal_to_the_hidden_state_and_no_other_norm_is():
+    model = tiny_model("llama")
+    probes = probe_norms(model)
+    redraw(model, probes)
+    output, calls = watch(model, tiny_inputs(model))
+    equal = {call.path for call in calls if call.path in probes and torch.equal(call.made, output.last_hidden_state)}
+    assert equal == {"norm"}
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_a_stream_that_ends_in_a_linear_map_has_no_final_norm():
+    stack = find_stacks(tiny_model("opt", do_layer_norm_before=False, word_embed_proj_dim=32))[0]
+    assert stack.norm is None
+    assert stack.why is not None
+    assert "project_out" in stack.why
+
+
+def test_a_switch_that_changes_the_kind_changes_the_stacks():
+    """Negative control of the comparison that decides whether a setting is recorded."""
+    plain, other = (find_stacks(tiny_model("wav2vec2", do_stable_layer_norm=flag))[0] for flag in (False, True))
+    assert (plain.norm, plain.placement) == ("encoder.layers.3.final_layer_norm", "post")
+    assert (other.norm, other.placement) == ("encoder.layer_norm", "pre")
