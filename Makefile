@@ -62,6 +62,7 @@ $(STAMPS)/made:
 $(STAMPS)/core: $(STAMPS)/made pyproject.toml constraints.txt
 	@echo "installing deadreckon ..."
 	@$(PIP) --editable .
+	@$(BIN)/python -m compileall -q src  # an editable install is not compiled, and compiling is half of a read's time
 	@touch $@
 
 $(STAMPS)/models: $(STAMPS)/core requirements-models.txt

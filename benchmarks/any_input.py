@@ -53,7 +53,8 @@ def main() -> None:
         print(
             f"{name:32s} N {found.tokens}  same direction {same}  float64 variance in its unit "
             f"{found.protocol.kernel_variance:.1e} (tolerance {found.protocol.kernel_tolerance:.0e})  "
-            f"angle {found.largest_principal_angle:.1e}  subspace {found.subspace_alignment:.6f}  {found.protocol.status}"
+            f"angle {found.largest_principal_angle:.1e}  subspace {found.subspace_alignment:.6f}  "
+            f"{found.protocol.status}"
         )
     common.write("any_input", rows)
 

@@ -48,7 +48,10 @@ def main() -> None:
                 "protocol": found.protocol.status,
                 "seconds": f"{found.seconds:.1f}",
             }
-            print(f"{name:16s} {affine or 'plain':14s} d={size:<6d} " + "  ".join(f"{c} {row[c]}" for c in COLUMNS), flush=True)
+            print(
+                f"{name:16s} {affine or 'plain':14s} d={size:<6d} " + "  ".join(f"{c} {row[c]}" for c in COLUMNS),
+                flush=True,
+            )
     common.write(options.out, rows)
 
 

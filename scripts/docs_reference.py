@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import inspect
 import io
 import json
 import os
@@ -30,9 +29,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from deadreckon import results
 from deadreckon.checkpoint.zoo import zoo_names
 from deadreckon.cli.main import main as deadreckon_main
+from deadreckon.results import measurement, reading
+from deadreckon.results.schema import RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/index.md", "docs/cli.md", "docs/json.md")
@@ -88,23 +88,10 @@ def fill(page: str, *, fast: bool = False) -> str:
 def schemas() -> dict[str, str]:
     """File name -> JSON Schema of each record, its properties described by the docstrings."""
     documents = {}
-    for record in results.RECORDS:
+    for record in RECORDS:
         name = record.kind_of_record.removeprefix("deadreckon.").replace("/", "-")
-        documents[f"{name}.json"] = json.dumps(_schema(record), indent=1) + "\n"
+        documents[f"{name}.json"] = json.dumps(json_schema(record), indent=1) + "\n"
     return documents
-
-
-def attributes(record: type) -> dict[str, str]:
-    """Field -> meaning in JSON's terms, from the ``Attributes:`` sections of a record's docstring and its bases'."""
-    meanings: dict[str, str] = {}
-    for base in reversed(record.__mro__):
-        _, _, section = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
-        # A field starts a line at the section's own depth; deeper lines continue it.
-        for entry in re.split(r"\n(?! )", textwrap.dedent(section).strip()):
-            name, colon, meaning = " ".join(entry.split()).partition(": ")
-            if colon:
-                meanings[name] = re.sub(r"\bNone\b", "null", meaning)
-    return meanings
 
 
 def run(command: str) -> tuple[str, int]:
@@ -139,7 +126,7 @@ def _output(command: str, old: str, fast: bool) -> str:
 
 
 def _keys(name: str, _old: str, _fast: bool) -> str:
-    record = getattr(results, name)
+    record = getattr(measurement, name, None) or getattr(reading, name)
     meanings = attributes(record)
     rows = [(f"`{field.name}`", _type(field.type), _cell(meanings.get(field.name, ""))) for field in _fields(record)]
     return "\n".join(["| key | type | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])
@@ -152,9 +139,9 @@ def _names(of: str, _old: str, _fast: bool) -> str:
 
 def _fields(record: type) -> Iterator[dataclasses.Field[Any]]:
     """The record's fields; those that a measurement shares with its twins are left to the table of these."""
-    shared = {field.name for field in dataclasses.fields(results.Figures)}
+    shared = {field.name for field in dataclasses.fields(measurement.Figures)}
     for field in dataclasses.fields(record):
-        if record is results.Figures or not issubclass(record, results.Figures) or field.name not in shared:
+        if record is measurement.Figures or not issubclass(record, measurement.Figures) or field.name not in shared:
             yield field
 
 
@@ -169,21 +156,6 @@ def _type(annotation: Any) -> str:
 def _cell(text: str) -> str:
     """Plain text in a cell of a Markdown table; the docstrings' double backticks become single ones."""
     return re.sub(r"([|<])", r"\\\1", text).replace("``", "`").rstrip(".")
-
-
-def _schema(record: type[results.Record]) -> dict[str, Any]:
-    schema = record.json_schema()
-    for name, definition in schema["$defs"].items():
-        meanings = attributes(getattr(results, name))
-        definition["description"] = inspect.cleandoc(definition["description"]).partition("\n\nAttributes:")[0]
-        for key, value in definition["properties"].items():
-            if key in meanings:
-                value["description"] = meanings[key]
-        if "schema" in definition["properties"]:
-            definition["properties"]["schema"] = {"const": getattr(results, name).kind_of_record}
-            definition["properties"]["deadreckon"].pop("default")
-            definition["required"] = ["schema", "deadreckon", *definition["required"]]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _text(path: Path) -> str:

@@ -14,7 +14,8 @@ import click
 import pytest
 
 from deadreckon.cli.main import cli
-from deadreckon.results import RECORDS, Measurement
+from deadreckon.results.measurement import Measurement
+from deadreckon.results.schema import RECORDS
 from deadreckon.verbs.read import read
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from deadreckon.forward.spectrum import Eigensolver, register_eigensolver
     from deadreckon.kernel.norm import NormKind, register_norm_kind
     from deadreckon.kernel.subspace import DeadSubspace
-    from deadreckon.results import Classifications, Measurement, Reading
+    from deadreckon.results.measurement import Measurement
+    from deadreckon.results.reading import Classifications, Reading
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.measure import measure
     from deadreckon.verbs.read import read
@@ -28,13 +29,13 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Checkpoint": "checkpoint.format",
-    "Classifications": "results",
+    "Classifications": "results.reading",
     "DeadSubspace": "kernel.subspace",
     "DeadreckonError": "errors",
     "Eigensolver": "forward.spectrum",
-    "Measurement": "results",
+    "Measurement": "results.measurement",
     "NormKind": "kernel.norm",
-    "Reading": "results",
+    "Reading": "results.reading",
     "classify": "verbs.classify",
     "measure": "verbs.measure",
     "read": "verbs.read",

@@ -214,6 +214,17 @@ def test_a_stream_that_ends_without_a_norm():
     assert (chosen.kind.name, chosen.role) == ("layernorm", "block")
 
 
+def test_the_fuller_spelling_is_meant_where_both_are_there():
+    (norm,) = find_norms(InMemory(LLAMA, norms("norm", "model.norm", shift=False)))
+    assert norm.name == "model.norm"
+
+
+def test_what_the_user_says_wins():
+    checkpoint = InMemory(NEOX, norms("gpt_neox.final_layer_norm"))
+    assert find_norms(checkpoint)[0].kind.name == "layernorm"
+    assert find_norms(checkpoint, kind="rmsnorm")[0].kind.name == "rmsnorm"
+
+
 def test_every_norm_in_layer_order():
     tensors = llama("model", layers=11)
     found = find_norms(InMemory(LLAMA, tensors), "all")
@@ -362,7 +373,7 @@ LN, RMS = "attention__layer_norm_epsilon", "attention__layer_norm_rms_epsilon"
             [("dec.output_norm", "rmsnorm", "decoder"), ("enc.output_norm", "rmsnorm", "encoder")],
         ),
         (
-            gguf("t5encoder", norms("enc.output_norm", shift=False), **{RMS: 1e-6}),
+            gguf("t5encoder", norms("enc.output_norm", shift=False), **{LN: 1e-6, RMS: 1e-6}),
             [("enc.output_norm", "rmsnorm", "encoder")],
         ),
         (gguf("novel", norms("output_norm")), [("output_norm", "layernorm", "final")]),  # by its shift

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deadreckon.cli import main as cli
-from deadreckon.results import Classifications, Reading
+from deadreckon.results.reading import Classifications, Reading
 
 
 def run(*arguments, **environment):
@@ -105,7 +105,9 @@ def test_measure_json_and_exit_code(called, minilm):
     assert data["protocol"]["status"] == "ok"
     assert data["tokens"] == 1600
     assert data["subspace_alignment"] >= 1 - 1e-9
-    expected = "tokens distinct_inputs alignment subspace_alignment largest_principal_angle lambda_dead lambda_dead_float64 "
+    expected = (
+        "tokens distinct_inputs alignment subspace_alignment largest_principal_angle lambda_dead lambda_dead_float64 "
+    )
     expected += "lambda_min lambda_2 lambda_mean lambda_max depth_decades dead_counts algebraic_dead learned_dead "
     expected += "effective_rank participation_ratio schur_ratio schur_reference protocol twins gap"
     assert set(expected.split()) <= set(data)

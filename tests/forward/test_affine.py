@@ -34,7 +34,9 @@ def test_same_seed_same_draw():
     assert not torch.equal(one.final_layer_norm.weight, three.final_layer_norm.weight)
 
 
-@pytest.mark.parametrize("spec", ["", "lognormal", "lognormal:", "lognormal:0", "lognormal:-1", "normal:1", "lognormal:nan"])
+@pytest.mark.parametrize(
+    "spec", ["", "lognormal", "lognormal:", "lognormal:0", "lognormal:-1", "normal:1", "lognormal:nan"]
+)
 def test_malformed_specs_are_refused(spec):
     with pytest.raises(UsageError, match="lognormal:SIGMA"):
         parse_affine(spec)

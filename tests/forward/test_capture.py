@@ -51,7 +51,10 @@ def test_hooks_leave_with_the_context_also_after_an_error():
 
 def test_a_module_that_did_not_run_is_an_error():
     model = InPlace()
-    with capture(model.norm, "blocks.3.norm") as captured, pytest.raises(UsageError, match=r"blocks\.3\.norm did not run"):
+    with (
+        capture(model.norm, "blocks.3.norm") as captured,
+        pytest.raises(UsageError, match=r"blocks\.3\.norm did not run"),
+    ):
         captured.take()
 
 

@@ -115,7 +115,9 @@ def test_twin_leaves_the_global_generator_alone():
     state = torch.random.get_rng_state()
     load.twin(tiny_model("bert"), 1)
     torch.random.set_rng_state(state)
-    load.random_model("GPT2LMHeadModel", "GPT2Config", {"n_embd": 8, "n_layer": 1, "n_head": 1}, seed=0, dtype=None, device=CPU)
+    load.random_model(
+        "GPT2LMHeadModel", "GPT2Config", {"n_embd": 8, "n_layer": 1, "n_head": 1}, seed=0, dtype=None, device=CPU
+    )
     assert torch.equal(torch.random.get_rng_state(), state)
 
 

@@ -135,7 +135,7 @@ def test_wrong_description_of_an_rmsnorm_fails_the_protocol(control):
 
 
 def test_centring_dropped_goes_red():
-    """Second moments about zero instead of the mean read (w.shift)^2 along the kernel: the direction is not dead there."""
+    """Second moments about zero, not the mean, read (w.shift)^2 along the kernel: the direction is not dead there."""
     module = layer()
     norm = probe_norm(module).norm("n")
     statistics = NormStatistics(norm, CPU)
@@ -199,7 +199,7 @@ def test_too_few_tokens_are_refused_and_few_are_warned_of():
 
 
 def test_schur_ratio_of_independent_rounding_is_near_its_reference_and_of_a_copy_is_one():
-    """Along w lies rounding alone; make it a linear function of the other coordinates and regression explains all of it."""
+    """Along w lies rounding alone; make it a linear function of the rest, and regression explains all of it."""
     module = layer(shift=False).double()
     norm = probe_norm(module).norm("n")
     x = tokens().double()

@@ -1,7 +1,7 @@
 import pytest
 
 from deadreckon.kernel.classify import conclude
-from deadreckon.results import Evidence
+from deadreckon.results.reading import Evidence
 
 
 def seen(name, says, strength):

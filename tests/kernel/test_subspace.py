@@ -1,4 +1,4 @@
-"""The dead subspace against dense float64, against exact arithmetic where float64 cannot decide, and over hostile gains."""
+"""The dead subspace against dense float64, exact arithmetic where float64 cannot decide, and hostile gains."""
 
 import time
 

@@ -1,7 +1,7 @@
 """Negative controls on whole models: what the protocol check must catch, on gains near zero and on healthy ones.
 
-On the trained model three gains are near zero, and a variance along the kernel stays tiny there whatever the norm does: a check
-that looked at that variance alone would pass every one of these.
+On the trained model three gains are near zero, and a variance along the kernel stays tiny there whatever the norm does:
+a check that looked at that variance alone would pass every one of these.
 """
 
 import dataclasses

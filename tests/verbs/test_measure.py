@@ -11,7 +11,8 @@ from torch import nn
 from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.tiny import tiny_inputs, tiny_model
-from deadreckon.results import Measurement
+from deadreckon.results.measurement import Measurement
+from deadreckon.results.schema import json_schema
 from deadreckon.verbs.measure import measure
 
 
@@ -65,7 +66,7 @@ def test_random_init_twins_of_minilm_align(trained):
 def test_record_round_trips_and_matches_its_schema(trained):
     jsonschema = pytest.importorskip("jsonschema")
     data = json.loads(trained.to_json())
-    jsonschema.validate(data, Measurement.json_schema())
+    jsonschema.validate(data, json_schema(Measurement))
     assert Measurement.from_dict(data) == dataclasses.replace(trained)
     assert "NaN" not in trained.to_json()
     assert {stamp.name for stamp in trained.files} == {"config.json", "model.safetensors"}
@@ -83,9 +84,18 @@ def test_same_seed_same_numbers(neox):
     assert first["lambda_max"] != third["lambda_max"]
 
 
-@pytest.mark.parametrize(("model_type", "kind", "offset"), [("gpt_neox", "layernorm", 0), ("nemotron", "layernorm", 1),
-                         ("llama", "rmsnorm", 0), ("gemma2", "rmsnorm", 1), ("t5", "rmsnorm", 0), ("albert", "layernorm", 0)])  # fmt: skip
-def test_redrawn_gains_show_gain_and_uniform_direction_apart(model_type, kind, offset):
+ARCHITECTURES = {
+    "gpt_neox": "layernorm",
+    "nemotron": "layernorm",  # stores gain - 1
+    "albert": "layernorm",  # one norm for all layers
+    "llama": "rmsnorm",
+    "gemma2": "rmsnorm",  # stores gain - 1
+    "t5": "rmsnorm",  # an encoder-decoder
+}
+
+
+@pytest.mark.parametrize(("model_type", "kind"), ARCHITECTURES.items())
+def test_redrawn_gains_show_gain_and_uniform_direction_apart(model_type, kind):
     torch.manual_seed(1)
     model = tiny_model(model_type)
     redraw_affine(model, "lognormal:0.5", 1)
@@ -146,7 +156,7 @@ def padded_batches(model, pads):
 
 
 def test_pads_are_left_out_and_would_change_the_figures(neox):
-    """A causal model's real tokens do not see pads that follow: the figures must not either; without the mask they do."""
+    """A causal model's tokens do not see pads that follow: the figures must not either; without the mask they do."""
     without, padded = measure(neox, batches=padded_batches(neox, 0)), measure(neox, batches=padded_batches(neox, 8))
     assert padded.tokens == without.tokens == 64 * 24
     assert padded.distinct_inputs == without.distinct_inputs

@@ -8,7 +8,7 @@ from typing import Any
 from deadreckon.checkpoint.atlas import gguf_naming, lookup
 from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.kernel.norm import Norm
-from deadreckon.results import Evidence
+from deadreckon.results.reading import Evidence
 
 
 def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
@@ -51,7 +51,7 @@ def of_architecture(config: Mapping[str, Any]) -> Evidence:
         name="architecture",
         says="none" if final is None else final.kind,
         strength="decisive",
-        value=f"{name} ends un-normed" if final is None else f"{name}: its module was probed",
+        value=f"{name} ends un-normed" if final is None else f"{name} is in the atlas of probed modules",
     )
 
 
@@ -60,7 +60,7 @@ def _epsilon_keys(checkpoint: Checkpoint) -> list[Evidence]:
     for kind, key in gguf_naming()["kinds"].items():
         full = f"{checkpoint.architecture}.{key}"
         if full in checkpoint.config:
-            found.append(Evidence(name="epsilon_key", says=kind, strength="strong", value=full))
+            found.append(Evidence(name="epsilon_key", says=kind, strength="strong", value=f"the metadata has {full}"))
     return found
 
 

@@ -24,7 +24,7 @@ def gguf_architecture(checkpoint: Checkpoint, vectors: Collection[str]) -> Archi
         The architecture, its streams restricted to those whose norm is in the file (or the main one, if none is).
     """
     naming, config, name = gguf_naming(), checkpoint.config, checkpoint.architecture or "unknown"
-    row = lookup({"model_type": name})
+    row = lookup({"model_type": naming["architectures"].get(name, name)})
     eps = {kind: value for kind, key in naming["kinds"].items() if (value := config.get(f"{name}.{key}")) is not None}
     known = row.final.kind if row and row.final else ""
     kind = next(iter(eps)) if len(eps) == 1 else known

@@ -13,7 +13,7 @@ from deadreckon.verbs.classify import classify as classify_models
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from deadreckon.results import Classifications
+    from deadreckon.results.reading import Classifications
 
 
 @click.command()

@@ -13,7 +13,7 @@ from deadreckon.cli.output import emit, output_options, progress
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from deadreckon.results import Demonstration, Measurement
+    from deadreckon.results.measurement import Demonstration, Measurement
 
 
 @click.command()
@@ -36,7 +36,9 @@ def demo_table(shown: Demonstration) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
 
-    table = Table(title="Which directions of the final norm's output never vary?", title_justify="left", show_lines=True)
+    table = Table(
+        title="Which directions of the final norm's output never vary?", title_justify="left", show_lines=True
+    )
     table.add_column("")
     for m in shown.measurements:
         table.add_column(f"{m.model}\n{m.kind}, d = {m.hidden_size}", justify="right")
@@ -72,4 +74,5 @@ def _in_words(m: Measurement) -> str:
         )
     more = m.predicted_dead - m.kernel_dim
     extra = f", and training drove {more} more to zero by shrinking gains" if more else ""
-    return f"{m.model}: a LayerNorm kills {m.kernel_dim} direction for every input{extra}; no forward pass was needed to know."
+    sure = "no forward pass was needed to know"
+    return f"{m.model}: a LayerNorm kills {m.kernel_dim} direction for every input{extra}; {sure}."

@@ -13,7 +13,7 @@ from deadreckon.errors import UnreachableError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from deadreckon.results import Figures, Gap, GapFigure, Measurement
+    from deadreckon.results.measurement import Figures, Gap, GapFigure, Measurement
 
 PROTOCOL_FAILED = 1
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -18,23 +19,23 @@ if TYPE_CHECKING:
 
     from rich.console import Console, RenderableType
 
-    from deadreckon.results import Record
+    from deadreckon.results.record import Record
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_PATH: Any = click.Path(path_type=Path)
 
 model_argument = click.argument("model")
 
 
 def output_options(command: _Command) -> _Command:
     """Add --json, --out, --save and --quiet."""
-    options: tuple[Callable[[_Command], _Command], ...] = (
+    options: list[Callable[[_Command], _Command]] = [
         click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
-        click.option(
-            "--save", type=click.Path(path_type=Path), metavar="FILE", help="Write the vectors (safetensors)."
-        ),
-        click.option("--out", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Write the JSON to FILE."),
+        click.option("--save", type=_PATH, metavar="FILE", help="Write the vectors (safetensors)."),
+        click.option("--out", "-o", type=_PATH, metavar="FILE", help="Write the JSON to FILE."),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else."),
-    )
+    ]
     for option in options:
         command = option(command)
     return command
@@ -76,12 +77,12 @@ def console(*, stderr: bool = False) -> Console:
 @contextmanager
 def progress(label: str, *, quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress line on stderr for work that takes more than a moment; nothing when quiet or not a terminal."""
-    if quiet or not click.get_text_stream("stderr").isatty():
+    if quiet or not sys.stderr.isatty():
         yield lambda what, done, total: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = (
+    columns: tuple[ProgressColumn, ...] = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),

@@ -13,7 +13,7 @@ from deadreckon.verbs.read import read as read_model
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from deadreckon.results import Reading
+    from deadreckon.results.reading import Reading
 
 
 @click.command()
@@ -64,8 +64,8 @@ def reading_table(reading: Reading) -> RenderableType:
             norm.role,
             norm.kind,
             str(norm.hidden_size),
-            _count(norm.kernel_dim),
-            _count(norm.dead_count),
+            str(norm.kernel_dim),
+            str(norm.dead_count),
             f"{norm.smallest_gain:.3g}",
             f"{norm.median_gain:.3g}",
         )
@@ -73,7 +73,8 @@ def reading_table(reading: Reading) -> RenderableType:
 
 
 def _in_words(reading: Reading) -> list[str]:
-    lines = [f"because {e.name}: {e.value} ({e.strength}: {e.says})" for e in reading.evidence]
+    lines = [f"{reading.kind} because {'; '.join(e.value for e in reading.evidence if e.says == reading.kind)}"]
+    lines += [f"but {e.value} ({e.says})" for e in reading.evidence if e.says not in {reading.kind, "undetermined"}]
     top = reading.norms[0]
     if top.direction is not None:
         where = ", ".join(f"{c.index} ({c.weight:+.3f})" for c in top.direction.top[:3])
@@ -85,7 +86,3 @@ def _in_words(reading: Reading) -> list[str]:
         lines.append("no exact dead direction: this norm does not subtract the mean and no gain is zero")
     lines.append(f"{reading.bytes_read:,} bytes read in {reading.seconds * 1e3:.0f} ms")
     return lines
-
-
-def _count(value: int | None) -> str:
-    return "undetermined" if value is None else str(value)

@@ -109,7 +109,7 @@ def norms_of(model: nn.Module, select: str | None = None) -> list[Norm]:
 
     Args:
         model: a transformers model, or a norm layer by itself.
-        select: None for the norm that makes the last hidden state; ``all`` for every norm besides; otherwise one by name.
+        select: None for the norm that makes the last hidden state; ``all`` for every other besides; or one by name.
 
     Returns:
         The norms, the one of the last hidden state first.

@@ -57,6 +57,7 @@ GGUF: Row = {
     "kinds": {"layernorm": "attention.layer_norm_epsilon", "rmsnorm": "attention.layer_norm_rms_epsilon"},
     "hidden_size": "embedding_length",
     "layers": "block_count",
+    "architectures": {"command-r": "cohere", "phi2": "phi", "t5encoder": "t5"},
 }
 
 

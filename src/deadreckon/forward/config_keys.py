@@ -54,6 +54,8 @@ class ConfigKeys:
         Returns:
             The key, None where there is none.
         """
+        if not list(self._model.get_submodule(path).parameters()):
+            return self._canonical("hidden_size")  # a norm without parameters does not show its size
         size = _probed(self._model, path, "hidden_size")
         near = [k for k, v in self._leaves.items() if type(v) is int and v == size]
         found = self._answering(near, lambda v: 2 * v, lambda m: _probed(m, path, "hidden_size"))
@@ -91,10 +93,10 @@ class ConfigKeys:
                 continue
         return min(found)[2] if found else None
 
-    def _canonical(self, name: str, value: int) -> str | None:
+    def _canonical(self, name: str, value: int | None = None) -> str | None:
         """The config's own key for transformers' common name, where no value could be changed alone."""
         key: str = getattr(self._model.config, "attribute_map", {}).get(name, name)
-        return key if self._leaves.get(key) == value else None
+        return key if key in self._leaves and value in {None, self._leaves[key]} else None
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from deadreckon.results import Figures, Gap, GapFigure
+from deadreckon.results.measurement import Figures, Gap, GapFigure
 
 
 def init_gap(trained: Figures, twins: Sequence[Figures]) -> Gap:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +161,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
 def random_model(
     model_class: str,
     config_class: str,
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     *,
     seed: int,
     dtype: torch.dtype | None,
@@ -189,7 +189,7 @@ def random_model(
         model_type, config_type = getattr(transformers, model_class), getattr(transformers, config_class)
     except AttributeError:
         raise UsageError(
-            f"transformers {transformers.__version__} has no {model_class}: upgrade transformers or choose another model"
+            f"transformers {transformers.__version__} has no {model_class}: upgrade it or choose another model"
         ) from None
     return _initialised(model_type, config_type(**config), seed=seed, dtype=dtype or torch.float32, device=device)
 

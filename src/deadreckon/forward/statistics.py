@@ -14,7 +14,7 @@ from deadreckon.forward.reference import ReferenceNorm
 from deadreckon.forward.spectrum import Eigensolver, Spectrum
 from deadreckon.kernel.norm import Float64Array, Norm
 from deadreckon.kernel.subspace import DeadSubspace
-from deadreckon.results import Protocol
+from deadreckon.results.measurement import Protocol
 
 TAUS = (1e-2, 1e-4, 1e-6, 1e-8)
 # A norm's forward rounds a handful of times (mean, variance, scale, gain, shift): a right one was seen at about one
@@ -208,7 +208,7 @@ class NormStatistics:
         return int((values <= tau * mean).sum())
 
     def _schur_ratio(self, native: Spectrum, predicted: Tensor, dead: float) -> float | None:
-        """1 - S/lambda_dead, S what is left of Var(w.y) after regression on the directions outside the dead subspace."""
+        """1 - S/lambda_dead, S what is left of Var(w.y) after regression on what is outside the dead subspace."""
         if self.tested.shape[1] != 1 or dead <= 0.0:
             return None
         covariance = self.native.covariance()

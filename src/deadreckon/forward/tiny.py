@@ -22,10 +22,11 @@ WIDTH = 64  # every hidden size: a vector of this length is a vector of the resi
 VOCABULARY = 120
 LAYERS = 4  # enough to meet every kind of block of the hybrids that repeat after four
 
-# The first pattern that matches a whole field name gives the size. Fields that no pattern matches keep their default.
+# The first pattern that matches a field's whole name gives the most it may be; a field that none matches keeps its
+# default.
 _SIZES: tuple[tuple[str, int], ...] = (
-    (r"vocab_size|vocab_size_per_layer_input|.*_vocab_size(?<!type_vocab_size)", VOCABULARY),
-    (r"(\w+_)?num_key_value_heads|num_kv_heads|num_ln_in_parallel_attn|num_global_key_value_heads", 2),
+    (r"(\w+_)?vocab_size(_\w+)?", VOCABULARY),
+    (r"(\w+_)?num_(global_)?key_value_heads|num_kv_heads", 2),
     (r"(\w+_)?num_attention_heads|n_heads?|num_heads|(en|de)coder_attention_heads", 4),
     (r"(\w+_)?(num_hidden_layers|num_layers)|n_layers?|(en|de)coder_layers|num_blocks|depth|num_pooler_layers", LAYERS),
     (r"num_adapter_layers|num_hidden_groups|num_kv_shared_layers", 1),
@@ -107,7 +108,7 @@ def tiny_model(model_type: str, head: bool = False, **overrides: Any) -> nn.Modu
     if model_class is None:
         raise UsageError(f"transformers has no {'head' if head else 'base'} class for model type {model_type!r}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.random.default_generator.manual_seed(0)  # torch.manual_seed would touch the accelerators' generators too
         model: nn.Module = model_class(config)
     return model.eval()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deadreckon.results import Evidence
+from deadreckon.results.reading import Evidence
 
 UNDETERMINED = "undetermined"
 _STRENGTHS = ("weak", "strong", "decisive")

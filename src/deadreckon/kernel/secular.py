@@ -95,7 +95,8 @@ class _Poles:
     def differences(self, origin: int) -> Float64Array:
         """g_j^2 - g_origin^2 to full relative accuracy."""
         here = self.magnitude[origin]
-        return (self.magnitude - here) * (self.magnitude + here)
+        difference: Float64Array = (self.magnitude - here) * (self.magnitude + here)
+        return difference
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class DeadSubspace:
         return basis
 
     def tested_directions(self) -> Float64Array:
-        """What a measurement tests, as orthonormal columns, shape (d, k): the kernel, or without one the `candidate`."""
+        """What a measurement tests, orthonormal columns, shape (d, k): the kernel, or without one the `candidate`."""
         candidate = self.candidate
         return self.kernel() if self.kernel_dim or candidate is None else candidate[:, None]
 

@@ -11,7 +11,7 @@ from deadreckon.checkpoint.source import open_model, parse_model
 from deadreckon.checkpoint.zoo import zoo_entry
 from deadreckon.errors import UsageError
 from deadreckon.kernel.classify import conclude
-from deadreckon.results import Classification, Classifications, Evidence
+from deadreckon.results.reading import Classification, Classifications, Evidence
 from deadreckon.verbs.read import read
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ def classify(*models: str | os.PathLike[str] | nn.Module) -> Classifications:
         models: MODEL names or loaded modules.
 
     Returns:
-        One result a model, in their order. A checkpoint whose architecture is unknown and whose tensors decide nothing is
-        "undetermined": that is an answer, not an error.
+        One result a model, in their order. A checkpoint whose architecture is unknown and whose tensors decide nothing
+        is "undetermined": that is an answer, not an error.
 
     Raises:
         UsageError: no model was given, or a name is not of the grammar.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from deadreckon.results import Demonstration
+from deadreckon.results.measurement import Demonstration
 from deadreckon.verbs.measure import measure
 from deadreckon.verbs.read import read
 
@@ -12,7 +12,9 @@ from deadreckon.verbs.read import read
 _MODELS = {"demo:minilm": 16384, "demo:smollm2": 4608}
 
 
-def demo(*, twin: int = 1, seed: int = 0, progress: Callable[[str, int, int | None], None] | None = None) -> Demonstration:
+def demo(
+    *, twin: int = 1, seed: int = 0, progress: Callable[[str, int, int | None], None] | None = None
+) -> Demonstration:
     """Read, verify and compare with random init: all-MiniLM-L6-v2 (LayerNorm) and SmolLM2-135M-Instruct (RMSNorm).
 
     Args:

@@ -25,7 +25,8 @@ from deadreckon.forward.gap import init_gap
 from deadreckon.forward.spectrum import Eigensolver, eigensolver
 from deadreckon.forward.statistics import Conclusion
 from deadreckon.kernel.subspace import DEFAULT_TAU
-from deadreckon.results import Environment, FileStamp, Measurement, Twin
+from deadreckon.results.measurement import Environment, Measurement, Twin
+from deadreckon.results.reading import FileStamp
 
 _TOKENS_PER_DIMENSION = 8
 

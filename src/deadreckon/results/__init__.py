@@ -1,0 +1,1 @@
+"""Results as frozen, versioned records: what verbs return, what ``--json`` prints, what the JSON Schema describes."""

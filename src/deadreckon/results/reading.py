@@ -1,0 +1,158 @@
+"""What the parameters alone say: the results of ``read`` and ``classify``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+
+from deadreckon.results.record import Record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """One observation about a norm's kind.
+
+    Attributes:
+        name: what was looked at: architecture | shift_tensor | epsilon_key | functional | given.
+        says: layernorm | rmsnorm | none | undetermined.
+        strength: decisive | strong | weak.
+        value: what was seen.
+    """
+
+    name: str
+    says: str
+    strength: str
+    value: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinate:
+    """One coordinate of a unit vector."""
+
+    index: int
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction:
+    """A unit vector in words: how many coordinates it spreads over and which it leans on.
+
+    Attributes:
+        participation_ratio: 1/sum(w^4): 1 for a coordinate axis, d for an even spread.
+        top: the largest coordinates by magnitude.
+    """
+
+    participation_ratio: float
+    top: list[Coordinate]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileStamp:
+    """A file that the result rests on. `sha256` covers what `covers` says: the whole file, or its header only."""
+
+    name: str
+    bytes: int
+    sha256: str
+    covers: str
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        """The stamp of a whole file, read through once."""
+        import hashlib
+
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return cls(name=path.name, bytes=path.stat().st_size, sha256=digest, covers="file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormReading:
+    """What a norm's parameters say about its output.
+
+    Attributes:
+        role: final | head | encoder | decoder | vision | block.
+        kind: layernorm | rmsnorm.
+        hidden_size: d.
+        tau: tolerance of the predicted dead count, relative to the mean eigenvalue.
+        final_norm: name of the gain tensor (of the module, where the norm has no parameters).
+        gain_offset: what the module adds to the stored tensor.
+        kernel_dim: dimension of the exact kernel.
+        dead_count: predicted number of dead directions at `tau`.
+        zero_gains: number of gains that are exactly zero.
+        smallest_gain: smallest effective gain's magnitude.
+        median_gain: median magnitude.
+        largest_gain: largest magnitude.
+        direction: the dead direction, where the kernel is exactly one direction.
+        beta_projection: w.shift, the constant that the dead direction reads for every input; None without a direction.
+        predicted_eigenvalues: smallest predicted eigenvalues relative to their mean, ascending.
+    """
+
+    role: str
+    kind: str
+    hidden_size: int
+    final_norm: str
+    gain_offset: float
+    tau: float
+    kernel_dim: int
+    dead_count: int
+    zero_gains: int
+    smallest_gain: float
+    median_gain: float
+    largest_gain: float
+    direction: Direction | None
+    beta_projection: float | None
+    predicted_eigenvalues: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(NormReading, Record):
+    """What the parameters alone say: the result of ``read``.
+
+    Attributes:
+        norms: every norm asked for, the top-level one first.
+        evidence: why the top-level norm is taken to be of its kind.
+        files: what was opened.
+        bytes_read: bytes read from disk: config, headers and norm tensors.
+        seconds: wall time of the read, imports not included.
+    """
+
+    kind_of_record: ClassVar[str] = "deadreckon.read/1"
+
+    norms: list[NormReading]
+    evidence: list[Evidence]
+    files: list[FileStamp]
+    bytes_read: int
+    seconds: float
+
+    def headline(self) -> list[tuple[str, str]]:
+        """Model, norm, and how many directions are dead."""
+        return [
+            ("model", self.model),
+            ("final norm", f"{self.final_norm} ({self.kind}, d = {self.hidden_size})"),
+            ("exact kernel", f"{self.kernel_dim} direction(s)"),
+            (f"predicted dead at {self.tau:g}", str(self.dead_count)),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification:
+    """The kind of a model's final norm, with the evidence and what contradicts it."""
+
+    model: str
+    kind: str
+    evidence: list[Evidence]
+    contradictions: list[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifications(Record):
+    """The result of ``classify``: one entry a model."""
+
+    kind_of_record: ClassVar[str] = "deadreckon.classify/1"
+
+    results: list[Classification]
+
+    def headline(self) -> list[tuple[str, str]]:
+        """One row a model."""
+        return [(result.model, result.kind) for result in self.results]

@@ -1,0 +1,54 @@
+"""JSON Schema of every record, its properties described by the records' own docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from typing import Any
+
+import msgspec
+
+from deadreckon.results import measurement, reading
+from deadreckon.results.measurement import Demonstration, Measurement
+from deadreckon.results.reading import Classifications, Reading
+from deadreckon.results.record import Record
+
+RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Measurement, Demonstration)
+
+
+def json_schema(record: type[Record]) -> dict[str, Any]:
+    """JSON Schema of a record (draft 2020-12).
+
+    Args:
+        record: one of `RECORDS`.
+
+    Returns:
+        The schema: the name and version of the record are constants in it, and every property has its meaning.
+    """
+    schema = msgspec.json.schema(record)
+    parts: dict[str, Any] = {**vars(reading), **vars(measurement)}
+    for name, definition in schema["$defs"].items():
+        meanings = attributes(parts[name])
+        definition["description"] = inspect.cleandoc(definition["description"]).partition("\n\nAttributes:")[0]
+        for key, value in definition["properties"].items():
+            if key in meanings:
+                value["description"] = meanings[key]
+        if "schema" in definition["properties"]:
+            definition["properties"]["schema"] = {"const": parts[name].kind_of_record}
+            definition["properties"]["deadreckon"].pop("default")
+            definition["required"] = ["schema", "deadreckon", *definition["required"]]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def attributes(record: type) -> dict[str, str]:
+    """Field -> meaning in JSON's terms, from the ``Attributes:`` sections of a class's docstring and its bases'."""
+    meanings: dict[str, str] = {}
+    for base in reversed(record.__mro__):
+        _, _, section = inspect.cleandoc(base.__dict__.get("__doc__") or "").partition("Attributes:\n")
+        # A field starts a line at the section's own depth; deeper lines continue it.
+        for entry in re.split(r"\n(?! )", textwrap.dedent(section).strip()):
+            name, colon, meaning = " ".join(entry.split()).partition(": ")
+            if colon:
+                meanings[name] = re.sub(r"\bNone\b", "null", meaning)
+    return meanings
