@@ -3,10 +3,13 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from deadreckon.checkpoint.atlas import ATLAS_PATH
+from deadreckon.checkpoint.find import find_norms
+from deadreckon.checkpoint.source import open_model
 from deadreckon.errors import UsageError
 from deadreckon.forward.atlas_builder import COMMAND, GGUF, build_atlas, build_row, drift, main, write_atlas
 from deadreckon.forward.probe import probe_norms
@@ -148,3 +151,20 @@ def test_a_switch_that_changes_the_kind_changes_the_stacks():
     plain, other = (find_stacks(tiny_model("wav2vec2", do_stable_layer_norm=flag))[0] for flag in (False, True))
     assert (plain.norm, plain.placement) == ("encoder.layers.3.final_layer_norm", "post")
     assert (other.norm, other.placement) == ("encoder.layer_norm", "pre")
+
+
+@pytest.mark.parametrize("original", [True, False], ids=["hub names", "own names"])
+@pytest.mark.parametrize("head", [False, True], ids=["base", "head"])
+@pytest.mark.parametrize("model_type", ["bert", "gemma3", "nemotron", "qwen3_next", "vit", "whisper"])
+def test_saved_models_are_read_as_their_modules_compute(tmp_path, model_type, head, original):
+    model = tiny_model(model_type, head)
+    redraw(model, probe_norms(model))
+    model.save_pretrained(tmp_path, save_original_format=original)
+    found = find_norms(open_model(tmp_path), "all")
+    probes = list(probe_norms(model).values())
+    assert len(found) == len(probes)
+    for norm in found:
+        (twin,) = [p for p in probes if p.gain.shape == norm.gain.shape and np.array_equal(p.gain, norm.gain)]
+        assert (norm.kind, norm.gain_offset, norm.eps) == (twin.kind, twin.gain_offset, twin.eps)
+        assert (norm.shift is None) == (twin.shift is None)
+        assert norm.shift is None or np.array_equal(norm.shift, twin.shift)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from deadreckon.checkpoint.find import find_norms
 from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.tiny import tiny_inputs, tiny_model
@@ -267,6 +268,49 @@ def test_inputs_that_do_not_reach_the_norm_are_refused(neox):
 
     with pytest.raises(UsageError, match="unused did not run"):
         measure(Headless(), batches=[{"x": torch.randn(100, 8)}], norm="unused")
+
+
+def test_a_checkpoint_is_verified_as_its_files_describe_it(tmp_path, monkeypatch):
+    """The pass checks what was read: an offset that reading gets wrong must not pass because the module has it."""
+    torch.manual_seed(0)
+    model = tiny_model("gemma2")
+    redraw_affine(model, "lognormal:0.5", 0)
+    model.save_pretrained(tmp_path)
+    found = measure(tmp_path, tokens=600)
+    assert (found.described_by, found.protocol.status) == ("checkpoint", "ok")
+
+    def forgetful(*arguments):
+        return [dataclasses.replace(norm, gain=norm.gain - norm.gain_offset) for norm in find_norms(*arguments)]
+
+    monkeypatch.setattr("deadreckon.verbs.measure.find_norms", forgetful)
+    assert measure(tmp_path, tokens=600).protocol.status == "failed"
+
+
+def test_an_architecture_outside_the_atlas_is_described_by_its_module(tmp_path, monkeypatch):
+    model = tiny_model("gpt_neox")
+    model.save_pretrained(tmp_path)
+
+    def unknown(*arguments):
+        raise UsageError("not in the atlas")
+
+    monkeypatch.setattr("deadreckon.verbs.measure.find_norms", unknown)
+    found = measure(tmp_path, tokens=600)
+    assert (found.described_by, found.protocol.status) == ("module", "ok")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "not there"])
+def test_damaged_weights_get_the_error_of_reading(tmp_path, damage):
+    tiny_model("gpt_neox").save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    if damage == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-10])
+    else:
+        weights.unlink()
+    if damage == "pickle":
+        torch.save({}, tmp_path / "pytorch_model.bin")
+    with pytest.raises((InputError, UnreachableError)) as caught:
+        measure(tmp_path, tokens=600)
+    assert str(tmp_path) in str(caught.value)
 
 
 def test_opt_350m_style_model_ends_unnormed():

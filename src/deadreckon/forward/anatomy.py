@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,26 @@ class NormSite:
     path: str
     module: nn.Module
     norm: Norm
+
+    def described(self, norm: Norm) -> NormSite:
+        """The same module under the description that something else gives of it, a checkpoint's files say.
+
+        Args:
+            norm: the description; where it leaves eps open, the module's own stays.
+
+        Returns:
+            The site.
+
+        Raises:
+            InputError: the description is of a norm of another width.
+        """
+        if norm.hidden_size != self.norm.hidden_size:
+            raise InputError(
+                f"{norm.name} has {norm.hidden_size} gains in the files and {self.path} has {self.norm.hidden_size} in "
+                "the model: the files describe another norm; name one with norm=... (--norm)"
+            )
+        eps = self.norm.eps if norm.eps is None else norm.eps
+        return replace(self, norm=replace(norm, name=self.path, eps=eps))
 
 
 def base_model(model: nn.Module) -> nn.Module:

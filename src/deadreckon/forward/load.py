@@ -21,6 +21,7 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt")
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,18 @@ def load_checkpoint(
             model, info = transformers.AutoModel.from_pretrained(
                 folder, dtype=dtype or (torch.float32 if gguf else "auto"), output_loading_info=True, **gguf, **common
             )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except Exception as error:  # whatever another project's loader makes of the user's files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnreachableError(f"{path}: transformers cannot load it: {reason}") from error
     model = model.to(device).eval()
 
     def tokenizer() -> Any:
+        # Without any of its files transformers may still return a tokenizer, one that knows no word.
+        if not gguf and not any(file for pattern in _TOKENIZER_FILES for file in directory.glob(pattern)):
+            return None
         try:
             return transformers.AutoTokenizer.from_pretrained(directory, **gguf, **common)
-        except (OSError, ValueError, KeyError, ImportError):
+        except Exception:  # likewise; a model without a tokenizer is measured on random ids
             return None
 
     return Loaded(model, tokenizer, _weight_files(path), tuple(_missing(path, model, info)))

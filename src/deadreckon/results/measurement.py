@@ -184,6 +184,8 @@ class Measurement(Figures, Record):
 
     Attributes:
         revision: revision of the model, where it has one.
+        described_by: where the norm's description comes from: checkpoint (its files, as `read` reads them) | module
+            (its own parameters).
         files: the files that were loaded.
         data: what the calibration tokens are.
         seed: seed of everything random.
@@ -198,6 +200,7 @@ class Measurement(Figures, Record):
     kind_of_record: ClassVar[str] = "deadreckon.measure/1"
 
     revision: str | None
+    described_by: str
     files: list[FileStamp]
     data: str
     seed: int

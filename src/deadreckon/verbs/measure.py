@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deadreckon.checkpoint.source import Source, parse_model, resolve
+from deadreckon.checkpoint.find import find_norms
+from deadreckon.checkpoint.source import Source, open_model, parse_model, resolve
 from deadreckon.errors import UsageError
 from deadreckon.forward import calibration as calibrations
 from deadreckon.forward import load
@@ -24,6 +25,7 @@ from deadreckon.forward.collect import Progress, collect
 from deadreckon.forward.gap import init_gap
 from deadreckon.forward.spectrum import Eigensolver, eigensolver
 from deadreckon.forward.statistics import Conclusion
+from deadreckon.kernel.norm import Norm
 from deadreckon.kernel.subspace import DEFAULT_TAU
 from deadreckon.results.measurement import Environment, Measurement, Twin
 from deadreckon.results.reading import FileStamp
@@ -89,11 +91,11 @@ def measure(
     if affine is not None:
         parse_affine(affine)
     if isinstance(model, nn.Module):
-        name, is_random, loaded = type(model).__name__, False, load.Loaded(model, lambda: tokenizer)
+        source, loaded = None, load.Loaded(model, lambda: tokenizer)
     else:
         source = parse_model(model)
-        name, is_random = str(source), source.scheme == "random"
         loaded = _load(source, seed=seed, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    is_random = source is not None and source.scheme == "random"
     if affine is not None and not (is_random or twin):
         raise UsageError("affine redraws random: models and twins, never a trained model: ask for a twin")
     if affine is not None and is_random:
@@ -103,6 +105,9 @@ def measure(
     wanted = tokens if tokens is not None or batches is None else -1
     run = _Run(inputs, wanted, engine, tau, progress)
     site = _site(loaded.model, norm, inputs)
+    described = None if source is None else _described(source, norm)
+    if described is not None:
+        site = site.described(described)
     figures, vectors = run(loaded.model, site)
     twins = []
     for twin_seed in range(seed + 1, seed + 1 + twin):
@@ -113,8 +118,9 @@ def measure(
     parameter = next(loaded.model.parameters())
     record = Measurement(
         **{**figures, "warnings": [*loaded.warnings, *figures["warnings"]]},
-        model=name,
+        model=type(loaded.model).__name__ if source is None else str(source),
         revision=None,
+        described_by="module" if described is None else "checkpoint",
         files=[FileStamp.of(path) for path in loaded.files],
         data=inputs.describe,
         seed=seed,
@@ -167,6 +173,7 @@ def _load(source: Source, *, seed: int, dtype: str, device: str, trust_remote_co
     where, what = load.resolve_device(device), load.resolve_dtype(dtype)
     found = resolve(source)
     if isinstance(found, Path):
+        open_model(source)  # its errors name file and tensor; what it refuses is not handed to other loaders
         return load.load_checkpoint(found, dtype=what, device=where, trust_remote_code=trust_remote_code)
     model = load.random_model(
         found.model_class,
@@ -177,6 +184,16 @@ def _load(source: Source, *, seed: int, dtype: str, device: str, trust_remote_co
         device=where,
     )
     return load.Loaded(model, lambda: None)
+
+
+def _described(source: Source, norm: str | None) -> Norm | None:
+    """The norm as the checkpoint's files describe it, for the forward pass to verify; None where they do not tell."""
+    if source.scheme == "random":
+        return None
+    try:
+        return find_norms(open_model(source), norm)[0]
+    except UsageError:
+        return None
 
 
 def _calibration(
