@@ -313,6 +313,14 @@ def test_damaged_weights_get_the_error_of_reading(tmp_path, damage):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_diverged_model_is_told_so():
+    model = tiny_model("gpt_neox")
+    with torch.no_grad():
+        model.layers[1].mlp.dense_4h_to_h.weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match="diverged"):
+        measure(model, tokens=600)
+
+
 def test_opt_350m_style_model_ends_unnormed():
     model = tiny_model("opt", do_layer_norm_before=False, word_embed_proj_dim=16)
     with pytest.raises(UsageError, match="un-normed"):

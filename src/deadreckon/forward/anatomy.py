@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
 from deadreckon.forward.calibration import Batch, placed, random_inputs
-from deadreckon.forward.probe import probe_norm, probe_norms
+from deadreckon.forward.probe import norm_candidates, probe_norm, probe_norms
 from deadreckon.kernel.norm import Norm
 
 _LISTED = 12
@@ -104,10 +104,8 @@ def final_norm(model: nn.Module, batch: Batch) -> NormSite:
     base = base_model(model)
     outputs: dict[str, Tensor] = {}
     last: list[Any] = []
-    paths = list(probe_norms(base))
     handles = [base.register_forward_hook(lambda _m, _a, output: last.append(output))]
-    for path in paths:
-        handles.append(base.get_submodule(path).register_forward_hook(_keep(outputs, path)))
+    handles += [module.register_forward_hook(_keep(outputs, path)) for path, module in norm_candidates(base)]
     try:
         with torch.no_grad():
             model(**placed(batch, device_of(model), rows=1))
@@ -117,7 +115,7 @@ def final_norm(model: nn.Module, batch: Batch) -> NormSite:
     hidden = last_hidden_state(last[-1]) if last else None
     if hidden is not None:
         for path, output in reversed(outputs.items()):
-            if output.shape == hidden.shape and torch.equal(output, hidden):
+            if output.shape == hidden.shape and torch.allclose(output, hidden, rtol=0, atol=0, equal_nan=True):
                 return _site(base, path)
     raise UsageError(
         f"no norm of {type(model).__name__} makes its last hidden state: it ends un-normed; {_choices(base)}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deadreckon.errors import UsageError
+from deadreckon.errors import InputError, UsageError
 from deadreckon.forward.anatomy import NormSite, check_same_width, device_of, evaluating
 from deadreckon.forward.calibration import Calibration, placed
 from deadreckon.forward.capture import capture
@@ -47,6 +47,9 @@ def collect(
 
     Returns:
         What was collected.
+
+    Raises:
+        InputError: the norm's output is not finite, or it does not act on the last dimension.
     """
     device = device_of(model)
     statistics = NormStatistics(site.norm, device, keep_tokens=keep_tokens)
@@ -60,7 +63,13 @@ def collect(
             check_same_width(site, outputs)
             mask = _mask(model, site, moved, outputs.shape[:-1])
             room = None if tokens is None else tokens - statistics.native.count
-            statistics.update(inputs[mask][:room], outputs[mask][:room])
+            taken = outputs[mask][:room]
+            if not torch.isfinite(taken).all():
+                raise InputError(
+                    f"{site.path} put out NaN or infinity: the model diverged, or overflows in "
+                    f"{str(taken.dtype).removeprefix('torch.')}; try another dtype"
+                )
+            statistics.update(inputs[mask][:room], taken)
             ids = _ids(moved, mask)
             ids_known = ids_known and ids is not None
             if ids is not None:

@@ -138,19 +138,26 @@ def probe_norms(model: nn.Module) -> dict[str, NormProbe]:
     Returns:
         Path within `model` -> probe, in the order of registration.
     """
-    return {name: probe for name, module in _candidates(model) if (probe := probe_norm(module)) is not None}
+    return {name: probe for name, module in norm_candidates(model) if (probe := probe_norm(module)) is not None}
 
 
-def norm_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules that `probe_norms` confirms.
+def norm_candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that may be norms, by structure alone: what `probe_norms` goes on to run.
 
     Args:
-        model: any module; it is left as it was.
+        model: any module.
 
-    Returns:
-        Path within `model` -> module, in the order of registration.
+    Yields:
+        Path and module: those without parameterised children whose own parameters are one or two vectors of one size,
+        and those without parameters whose class calls itself a norm.
     """
-    return {name: module for name, module in _candidates(model) if probe_norm(module) is not None}
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if any(True for child in module.children() for _ in child.parameters()):
+            continue
+        vectors = 0 < len(own) <= 2 and all(p.dim() == 1 for p in own) and len({p.numel() for p in own}) == 1
+        if vectors or (not own and "norm" in type(module).__name__.lower()):
+            yield name, module
 
 
 @dataclass(frozen=True)
@@ -307,16 +314,6 @@ def _width(module: nn.Module, hidden_size: int | None) -> int | None:
     if len(sizes) > 1 or (shape is not None and not sizes):
         return None
     return sizes.pop() if sizes else (hidden_size or 16)
-
-
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        if any(True for child in module.children() for _ in child.parameters()):
-            continue
-        vectors = 0 < len(own) <= 2 and all(p.dim() == 1 for p in own) and len({p.numel() for p in own}) == 1
-        if vectors or (not own and "norm" in type(module).__name__.lower()):
-            yield name, module
 
 
 def _uniform(generator: torch.Generator, size: int) -> Tensor:

@@ -108,7 +108,7 @@ def tiny_model(model_type: str, head: bool = False, **overrides: Any) -> nn.Modu
     if model_class is None:
         raise UsageError(f"transformers has no {'head' if head else 'base'} class for model type {model_type!r}")
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(0)  # torch.manual_seed would touch the accelerators' generators too
+        torch.default_generator.manual_seed(0)  # torch.manual_seed would touch the accelerators' generators too
         model: nn.Module = model_class(config)
     return model.eval()
 
