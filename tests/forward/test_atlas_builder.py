@@ -37,10 +37,11 @@ def test_committed_rows_are_what_probing_gives(committed, rebuilt):
 
 @pytest.mark.slow
 def test_all_committed_rows_are_what_probing_gives(committed):
-    from transformers import CONFIG_MAPPING
+    import transformers
 
-    installed = [name for name in committed["rows"] if name in CONFIG_MAPPING]
-    assert drift(committed["rows"], build_atlas(installed)["rows"]) == []
+    if transformers.__version__ != committed["transformers"]:
+        pytest.skip(f"the atlas was made with transformers {committed['transformers']}")
+    assert drift(committed["rows"], build_atlas(committed["rows"])["rows"]) == []
 
 
 def test_the_header_names_what_made_it(committed):
