@@ -37,7 +37,6 @@ def test_the_last_firing_counts():
     with capture(model.norm, "norm") as captured:
         model(x, times=3)
         inputs, outputs = captured.take()
-    assert captured.firings == 3
     assert torch.equal(outputs, model.norm(inputs))
 
 

@@ -14,8 +14,6 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from deadreckon.errors import InputError
-
 
 @dataclass(frozen=True)
 class TensorEntry:
@@ -91,23 +89,3 @@ def register_format(format_type: type[Checkpoint]) -> type[Checkpoint]:
 def format_of(path: Path) -> type[Checkpoint] | None:
     """The first registered format that recognises `path`, or None."""
     return next((format_type for format_type in _FORMATS if format_type.recognises(path)), None)
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open `path` with the first registered format that recognises it.
-
-    Args:
-        path: a file or directory.
-
-    Returns:
-        The opened checkpoint, its header and config read.
-
-    Raises:
-        InputError: no format recognises it.
-    """
-    if format_type := format_of(path):
-        return format_type.open(path)
-    raise InputError(
-        f"{path}: not a checkpoint that deadreckon reads ({', '.join(f.format for f in _FORMATS)}); "
-        "name a directory with config.json, a .safetensors file or index, or a .gguf file"
-    )

@@ -20,7 +20,6 @@ class Captured:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.firings = 0
         self._input: Tensor | None = None
         self._output: Tensor | None = None
 
@@ -62,7 +61,6 @@ def capture(module: nn.Module, path: str) -> Iterator[Captured]:
     def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         tensor = output if isinstance(output, Tensor) else output[0]
         captured._output = tensor.detach().clone()
-        captured.firings += 1
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),

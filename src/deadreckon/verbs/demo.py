@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from deadreckon.checkpoint.demo import verify
 from deadreckon.results.measurement import Demonstration
 from deadreckon.verbs.measure import measure
 from deadreckon.verbs.read import read
@@ -27,8 +28,11 @@ def demo(
 
     Raises:
         UnreachableError: a package that ships a model is not installed.
+        InputError: the weights are not those that were published.
     """
-    readings = [read(model) for model in _MODELS]  # first: it fails at once where a model is missing
+    for model in _MODELS:  # first: it fails at once where a model is missing or not the one these words are about
+        verify(model.removeprefix("demo:"))
+    readings = [read(model) for model in _MODELS]
     measurements = []
     for model, tokens in _MODELS.items():
 
