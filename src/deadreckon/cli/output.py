@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_PIPE_WIDTH = 120
 _PATH: Any = click.Path(path_type=Path)
 
 model_argument = click.argument("model")
@@ -67,11 +68,12 @@ def emit(
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A Rich console; as wide as a table needs when it is not a terminal, so that pipes and files lose nothing."""
+    """A Rich console that prints names as they are, and a full table also where the output is not a terminal."""
     from rich.console import Console
 
-    plain = Console(stderr=stderr, highlight=False, soft_wrap=False)
-    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=120)
+    width = None if (sys.stderr if stderr else sys.stdout).isatty() else _PIPE_WIDTH
+    # No markup or emoji: brackets and colons in a tensor's or a file's name are just that.
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
 
 
 @contextmanager

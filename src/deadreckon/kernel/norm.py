@@ -67,7 +67,7 @@ def norm_kind(name: str | NormKind) -> NormKind:
         raise UsageError(f"unknown norm kind {name!r}: choose one of {', '.join(sorted(_KINDS))}") from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Norm:
     """One norm layer, with its parameters in float64.
 

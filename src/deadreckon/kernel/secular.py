@@ -28,7 +28,7 @@ _MAX_ITERATIONS = 200
 _CHUNK = 2**21  # entries of one roots x poles work array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CentredSpectrum:
     """The bottom of the spectrum of G P G for one group of centred coordinates.
 
@@ -84,7 +84,7 @@ class CentredSpectrum:
 _KERNEL = -1  # label of the exact kernel; roots are labelled 0.. and the pole p's deflated copies -(p + 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Poles:
     """Distinct gain magnitudes, ascending, with the coordinates that share each."""
 
@@ -99,7 +99,7 @@ class _Poles:
         return difference
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Roots:
     """Roots as signed distances from their nearest pole."""
 

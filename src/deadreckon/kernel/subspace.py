@@ -32,7 +32,7 @@ from deadreckon.kernel.secular import CentredSpectrum, centred_spectrum, recipro
 DEFAULT_TAU = 1e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DeadSubspace:
     """What a gain vector says about the dead directions of its norm's output.
 
