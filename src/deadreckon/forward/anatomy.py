@@ -116,7 +116,7 @@ def final_norm(model: nn.Module, batch: Batch) -> NormSite:
     if hidden is not None:
         for path, output in reversed(outputs.items()):
             if output.shape == hidden.shape and torch.allclose(output, hidden, rtol=0, atol=0, equal_nan=True):
-                return _site(base, path)
+                return _site(base, path, hidden.shape[-1])
     raise UsageError(
         f"no norm of {type(model).__name__} makes its last hidden state: it ends un-normed; {_choices(base)}"
     )
@@ -177,13 +177,20 @@ def _keep(outputs: dict[str, Tensor], path: str) -> Any:
     return hook
 
 
-def _site(model: nn.Module, path: str) -> NormSite:
+def _site(model: nn.Module, path: str, width: int | None = None) -> NormSite:
+    """The norm at a path; a norm without parameters does not know its own width, the hidden state does."""
     module = model.get_submodule(path)
-    probe = probe_norm(module)
+    probe = probe_norm(module, width or _config_width(model))
     norm = probe.norm(path) if probe else None
     if norm is None:
         raise UsageError(f"{path} ({type(module).__name__}) is not a plain norm; {_choices(model)}")
     return NormSite(path, module, norm)
+
+
+def _config_width(model: nn.Module) -> int | None:
+    config = getattr(model, "config", None)
+    width = getattr(config.get_text_config(), "hidden_size", None) if hasattr(config, "get_text_config") else None
+    return width if isinstance(width, int) else None
 
 
 def _choices(model: nn.Module) -> str:

@@ -125,7 +125,7 @@ def random_inputs(model: Any, *, seed: int, batch_size: int) -> Calibration:
     """
     config = model.config
     name = getattr(model, "main_input_name", None)
-    if name == "input_ids":
+    if name == "input_ids" and hasattr(config.get_text_config(), "vocab_size"):
         shape, draw = _ids(config, batch_size)
         what = "random token ids"
     elif name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):

@@ -145,7 +145,8 @@ class NormStatistics:
         dead_exact = float(_largest_eigenvalue(self.projected_exact.covariance()))
         predicted = torch.from_numpy(self.subspace.dead_basis(tau)).to(self.tested.device)
         width = max(1, predicted.shape[1])
-        simple = bool(size == 1 or lambdas[1] > _AT_FLOOR * max(float(lambdas[0]), float(noise[1])))
+        # An eigenvector means something when its gap exceeds what rounding may have moved the two eigenvalues by.
+        simple = bool(size == 1 or lambdas[1] - lambdas[0] > _AT_FLOOR * (noise[0] + noise[1]))
         dead_total = exact.dead_count(tau)
         algebraic = self._algebraic(predicted, exact.mean, tau)
         uniform = torch.full((size, 1), size**-0.5, dtype=torch.float64, device=self.tested.device)
