@@ -102,13 +102,27 @@ def test_schur_ratio_is_the_explained_share_of_a_regression(x):
     assert found == pytest.approx(1 - left.var() / target.var(), rel=1e-6, abs=1e-9)
 
 
-def test_tolerance_is_eight_roundings_magnified_by_the_mean(x):
-    single = x.float()
-    _, statistics, _ = run(layer(torch.float32), single)
-    rows = single.double().numpy()
+def test_residual_is_relative_to_what_the_mean_magnifies_token_by_token(x):
+    norm, statistics, y = run(layer(torch.bfloat16), x)
+    rows = x.double().numpy()
     magnified = (rows**2).sum(1) / ((rows - rows.mean(1, keepdims=True)) ** 2).sum(1)
-    expected = 8 * torch.finfo(torch.float32).eps / 2 * math.sqrt(magnified.mean())
-    assert statistics.protocol().norm_tolerance == pytest.approx(expected, rel=1e-9)
+    error = y - norm.shift - by_hand(norm, x)
+    expected = math.sqrt(((error**2).sum(1) / magnified).sum() / ((y - norm.shift) ** 2).sum())
+    found = statistics.protocol()
+    assert found.norm_residual == pytest.approx(expected, rel=1e-6)
+    assert found.norm_tolerance == 8 * torch.finfo(torch.bfloat16).eps / 2
+
+
+def test_one_token_with_a_huge_mean_does_not_blind_the_check(x):
+    module = layer(torch.float32)
+    norm = probe_norm(module).norm("n")
+    single = x.float().clone()
+    single[0] += 1e6
+    wrong = Norm("n", norm.kind, norm.gain * (1 + 0.01 * np.cos(np.arange(D))), norm.shift, eps=norm.eps)
+    assert run(module, single)[1].protocol().status == "ok"
+    failed = run(module, single, wrong)[1]
+    assert failed.protocol().status == "failed"
+    assert not failed.conclude(eigensolver("eigh"), 1e-6).figures["lambda_dead_at_floor"]
 
 
 def test_a_gain_off_by_a_hundred_thousandth_is_seen_in_float32(x):

@@ -203,7 +203,7 @@ def test_hostile_gains(gain, kind, tau):
 
 
 @settings(max_examples=60, deadline=None)
-@given(hostile_gains, st.floats(1e-3, 1e3))
+@given(hostile_gains, st.floats(1.0, 1e3))
 def test_dead_subspace_does_not_see_the_scale_of_the_gain(gain, scale):
     one = DeadSubspace.from_gain(gain).predicted_eigenvalues(gain.size)
     other = DeadSubspace.from_gain(gain * 2.0 ** round(np.log2(scale))).predicted_eigenvalues(gain.size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deadreckon.cli.measure import PROTOCOL_FAILED, prepare_torch
+from deadreckon.cli.measure import PROTOCOL_FAILED, dead_measured, prepare_torch, share_of_mean
 from deadreckon.cli.output import emit, output_options, progress
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ def _twins(m: Measurement) -> str:
 _QUESTIONS = (
     ("dead directions predicted from the gain alone", lambda m: f"{m.predicted_dead} ({m.kernel_dim} of them exact)"),
     ("tokens run through the model to check", lambda m: f"{m.tokens:,}"),
-    ("dead directions measured", lambda m: f"{m.algebraic_dead + m.learned_dead}"),
+    ("dead directions measured", dead_measured),
     (
         "angle between predicted and measured (radians)",
         lambda m: "nothing predicted" if m.largest_principal_angle is None else f"{m.largest_principal_angle:.0e}",
     ),
     ("does gain^-1 lie in the measured bottom?\n1 = entirely, 0 = not at all", lambda m: f"{m.subspace_alignment:.6f}"),
     ("the same for a random-init twin", _twins),
-    ("variance along gain^-1, relative to the mean", lambda m: f"{m.lambda_dead / m.lambda_mean:.0e}"),
+    ("variance along gain^-1, relative to the mean", lambda m: share_of_mean(m, m.lambda_dead)),
     ("is the norm that ran the norm that was read?", lambda m: m.protocol.status),
 )
 

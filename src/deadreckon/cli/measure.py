@@ -112,17 +112,27 @@ def _rows(columns: list[Figures]) -> list[tuple[str, list[str]]]:
         ("protocol check", [f.protocol.status for f in columns]),
         ("exact kernel, from parameters", [str(f.kernel_dim) for f in columns]),
         (f"dead at {tau}, from parameters", [str(f.predicted_dead) for f in columns]),
-        (f"dead at {tau}, measured", [str(f.algebraic_dead + f.learned_dead) for f in columns]),
+        (f"dead at {tau}, measured", [dead_measured(f) for f in columns]),
         ("  of these not explained by the gain", [str(f.learned_dead) for f in columns]),
         ("angle, predicted to measured (rad)", [_small(f.largest_principal_angle) for f in columns]),
         ("alignment of gain^-1, one vector", [f"{f.alignment:.6f}" for f in columns]),
         ("alignment of gain^-1, subspace", [f"{f.subspace_alignment:.6f}" for f in columns]),
         ("alignment of 1/sqrt(d)", [f"{f.alignment_uniform:.6f}" for f in columns]),
-        ("variance along it / mean, as run", [_small(f.lambda_dead / f.lambda_mean) for f in columns]),
-        ("  the same in float64", [_small(f.lambda_dead_float64 / f.lambda_mean) for f in columns]),
+        ("variance along it / mean, as run", [share_of_mean(f, f.lambda_dead) for f in columns]),
+        ("  the same in float64", [share_of_mean(f, f.lambda_dead_float64) for f in columns]),
         ("effective rank", [f"{f.effective_rank:.1f} of {f.hidden_size}" for f in columns]),
     ]
     return rows
+
+
+def dead_measured(figures: Figures) -> str:
+    """The measured dead count; a dash where the protocol failed, since it is then about another norm."""
+    return str(figures.algebraic_dead + figures.learned_dead) if figures.protocol.status == "ok" else "-"
+
+
+def share_of_mean(figures: Figures, variance: float) -> str:
+    """A variance relative to the mean eigenvalue; a dash where nothing varies at all."""
+    return _small(variance / figures.lambda_mean if figures.lambda_mean > 0 else None)
 
 
 def _small(value: float | None) -> str:

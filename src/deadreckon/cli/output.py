@@ -98,6 +98,7 @@ def progress(label: str, *, quiet: bool) -> Iterator[Callable[[str, int, int | N
 
 def _write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
+    temporary = None
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
@@ -105,6 +106,8 @@ def _write(path: Path, data: bytes) -> None:
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         raise UnreachableError(f"{path}: {error.strerror}; nothing was written there, name a writable place") from None
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
-from deadreckon.forward.calibration import Batch, placed, random_inputs
+from deadreckon.forward.calibration import Batch, first_row, placed, random_inputs
 from deadreckon.forward.probe import norm_candidates, probe_norm, probe_norms
 from deadreckon.kernel.norm import Norm
 
@@ -76,13 +76,10 @@ def named_norm(model: nn.Module, name: str) -> NormSite:
     for suffix in _GAIN_SUFFIXES:
         wanted = wanted.removesuffix(suffix)
     modules = dict(model.named_modules())
-    found = (
-        [wanted]
-        if wanted in modules
-        else [p for p in modules if p and (p.endswith("." + wanted) or wanted.endswith("." + p))]
-    )
-    # A checkpoint may spell the head's prefix that the base model lacks: the longest match is the one meant.
-    found = [p for p in found if len(p) == max(map(len, found))]
+    found = [wanted] if wanted in modules else [p for p in modules if p.endswith("." + wanted)]
+    if not found:  # a checkpoint may spell the head's prefix, which the base model lacks: the longest rest is meant
+        found = [p for p in modules if p and wanted.endswith("." + p)]
+        found = [p for p in found if len(p) == max(map(len, found))]
     if len(found) != 1:
         raise UsageError(f"{name!r} names {len(found)} modules of {type(model).__name__}; {_choices(model)}")
     return _site(model, found[0])
@@ -108,7 +105,7 @@ def final_norm(model: nn.Module, batch: Batch) -> NormSite:
     handles += [module.register_forward_hook(_keep(outputs, path)) for path, module in norm_candidates(base)]
     try:
         with torch.no_grad():
-            model(**placed(batch, device_of(model), rows=1))
+            model(**placed(first_row(batch), device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
@@ -188,7 +185,7 @@ def _site(model: nn.Module, path: str, width: int | None = None) -> NormSite:
 
 
 def _config_width(model: nn.Module) -> int | None:
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     width = getattr(config.get_text_config(), "hidden_size", None) if hasattr(config, "get_text_config") else None
     return width if isinstance(width, int) else None
 

@@ -34,16 +34,33 @@ class Calibration:
     batches: Callable[[], Iterator[Batch]]
 
 
-def placed(batch: Batch, device: torch.device, rows: int | None = None) -> dict[str, Any]:
-    """A batch's keyword arguments with tensors on `device`, cut to their first `rows` where that is given."""
-    return {key: value[:rows].to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+def placed(batch: Batch, device: torch.device) -> dict[str, Any]:
+    """A batch's keyword arguments with tensors on `device`."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+def first_row(batch: Batch) -> Batch:
+    """The first sequence or image of a batch; all of it where its tensors do not agree on their number."""
+    tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+    if len({value.shape[:1] for value in tensors.values()}) != 1 or any(not value.dim() for value in tensors.values()):
+        return batch
+    return {**batch, **{key: value[:1] for key, value in tensors.items()}}
 
 
 def given(batches: Iterable[Batch]) -> Calibration:
-    """The user's own batches; a one-shot iterator is kept in memory so that twins can see the same inputs."""
-    kept = batches if isinstance(batches, Sequence) or hasattr(batches, "__getitem__") else None
-    held: Iterable[Batch] = kept if kept is not None else list(batches)
-    return Calibration("batches given by the caller", lambda: iter(held))
+    """The user's own batches; those that were used are kept, so that every pass and every twin sees the same ones."""
+    held: list[Batch] = []
+    source = iter(batches)
+
+    def replay() -> Iterator[Batch]:
+        yield from held
+        for batch in source:
+            if not isinstance(batch, Mapping):
+                raise UsageError(f"a batch is a {type(batch).__name__}: give mappings of the model's keyword inputs")
+            held.append(batch)
+            yield batch
+
+    return Calibration("batches given by the caller", replay)
 
 
 def english_text() -> str:
@@ -123,9 +140,9 @@ def random_inputs(model: Any, *, seed: int, batch_size: int) -> Calibration:
     Raises:
         UsageError: the model takes something else; the caller must give batches.
     """
-    config = model.config
+    config: Any = getattr(model, "config", None)
     name = getattr(model, "main_input_name", None)
-    if name == "input_ids" and hasattr(config.get_text_config(), "vocab_size"):
+    if name == "input_ids" and config is not None and hasattr(config.get_text_config(), "vocab_size"):
         shape, draw = _ids(config, batch_size)
         what = "random token ids"
     elif name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):

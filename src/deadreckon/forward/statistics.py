@@ -52,7 +52,6 @@ class NormStatistics:
         )
         self.residual = 0.0
         self.signal = 0.0
-        self.magnification = 0.0
         self.dtype = torch.float64
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep_tokens else None
 
@@ -64,9 +63,10 @@ class NormStatistics:
         exact = self.reference.unshifted(inputs.to(device))
         unshifted = native - self.reference.shift
         error = unshifted - exact
-        self.residual += float(error.square().sum())
+        # Subtracting a mean that dwarfs the spread magnifies rounding, token by token: each error counts in that unit.
+        magnified = self.reference.magnification(inputs.to(device))
+        self.residual += float((error.square().sum(-1) / magnified).sum())
         self.signal += float(unshifted.square().sum())
-        self.magnification += float(self.reference.magnification(inputs.to(device)).sum())
         self.native.update(native)
         self.exact.update(exact)
         self.error.update(error)
@@ -80,7 +80,7 @@ class NormStatistics:
     def protocol(self) -> Protocol:
         """Whether the module that ran is the norm that was read, and has its kernel."""
         unit = max(torch.finfo(self.dtype).eps, torch.finfo(torch.float32).eps) / 2
-        tolerance = _ROUNDINGS * unit * math.sqrt(self.magnification / self.native.count)
+        tolerance = _ROUNDINGS * unit
         residual = math.sqrt(self.residual / self.signal) if self.signal > 0 else math.sqrt(self.residual)
         variance = self._kernel_variance() if self.subspace.kernel_dim else None
         why = []
@@ -92,7 +92,7 @@ class NormStatistics:
         if variance is not None and not variance <= _KERNEL_TOLERANCE:
             why.append(
                 f"the predicted kernel carries variance {variance:.1e} in float64 (rounding explains "
-                f"{_KERNEL_TOLERANCE:.0e}): this norm does not subtract the mean"
+                f"{_KERNEL_TOLERANCE:.0e}): it is not exact on these inputs"
             )
         return Protocol(
             status="failed" if why else "ok",
@@ -150,6 +150,7 @@ class NormStatistics:
         dead_total = exact.dead_count(tau)
         algebraic = self._algebraic(predicted, exact.mean, tau)
         uniform = torch.full((size, 1), size**-0.5, dtype=torch.float64, device=self.tested.device)
+        protocol = self.protocol()
         figures = {
             "hidden_size": size,
             "kind": self.subspace.kind.name,
@@ -163,13 +164,14 @@ class NormStatistics:
             "alignment_uniform": _alignment(uniform, native.eigenvectors[:, :1]),
             "alignment_float64": _alignment(self.tested, exact.eigenvectors[:, :1]),
             "bottom_simple": simple,
-            "subspace_alignment": _alignment(self.tested, native.eigenvectors[:, :width]),
+            "subspace_alignment": _alignment(self.tested, native.eigenvectors[:, :width], every=True),
             "largest_principal_angle": _largest_angle(predicted, native.eigenvectors),
             "largest_principal_angle_float64": _largest_angle(predicted, exact.eigenvectors),
             "lambda_dead": dead,
             "lambda_dead_floor": dead_floor,
             "lambda_dead_float64": dead_exact,
-            "lambda_dead_at_floor": dead <= _AT_FLOOR * dead_floor,
+            # The floor is the deviation from the norm that was read: a wrong norm deviates without being rounding.
+            "lambda_dead_at_floor": protocol.status == "ok" and dead <= _AT_FLOOR * dead_floor,
             "lambda_dead_rank": int((lambdas < dead).sum()),
             "lambda_min": float(lambdas[0]),
             "lambda_min_floor": float(noise[0]),
@@ -189,7 +191,7 @@ class NormStatistics:
             "stable_rank": native.stable_rank(),
             "schur_ratio": self._schur_ratio(native, predicted, dead),
             "schur_reference": (size - 1) / (count - 1),
-            "protocol": self.protocol(),
+            "protocol": protocol,
             "warnings": self._warnings(exact, simple=simple),
         }
         vectors = {
@@ -210,7 +212,7 @@ class NormStatistics:
 
     def _schur_ratio(self, native: Spectrum, predicted: Tensor, dead: float) -> float | None:
         """1 - S/lambda_dead, S what is left of Var(w.y) after regression on what is outside the dead subspace."""
-        if self.tested.shape[1] != 1 or dead <= 0.0:
+        if self.tested.shape[1] != 1 or dead <= 0.0 or self.dtype == torch.float64:  # float64: a ratio of two floors
             return None
         covariance = self.native.covariance()
         excluded = predicted if predicted.shape[1] else self.tested
@@ -243,9 +245,9 @@ def _largest_eigenvalue(covariance: Tensor) -> Tensor:
     return covariance[0, 0] if covariance.shape == (1, 1) else torch.linalg.eigvalsh(covariance)[-1]
 
 
-def _alignment(directions: Tensor, basis: Tensor) -> float:
-    """Largest cosine between the span of `directions` and the span of `basis` (both orthonormal columns)."""
-    return float(torch.linalg.matrix_norm(basis.T @ directions, 2))
+def _alignment(directions: Tensor, basis: Tensor, *, every: bool = False) -> float:
+    """Cosine of the smallest (`every`: largest) principal angle between two spans (orthonormal columns)."""
+    return float(torch.linalg.matrix_norm(basis.T @ directions, -2 if every else 2))
 
 
 def _largest_angle(predicted: Tensor, eigenvectors: Tensor) -> float | None:

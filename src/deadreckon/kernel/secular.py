@@ -218,10 +218,7 @@ def _solve_chunk(poles: _Poles, left: NDArray[np.int64]) -> tuple[NDArray[np.int
         with np.errstate(divide="ignore", invalid="ignore"):
             newton = s - value * factor / product_slope
         inside = (newton > low) & (newton < high)
-        # Geometric bisection when the root is many orders nearer to its pole than the bracket is wide.
-        ends = np.sort(np.abs([low, high]), axis=0)
-        middle = np.where(ends[0] > 0, np.sqrt(ends[0] * ends[1]) * np.sign(low + high), (low + high) / 2)
-        following = np.where(value == 0, s, np.where(inside, newton, middle))
+        following = np.where(value == 0, s, np.where(inside, newton, (low + high) / 2))
         moved = np.abs(following - s)
         s = following
         if np.all(moved <= 2 * np.finfo(np.float64).eps * np.abs(s)):

@@ -15,7 +15,8 @@ class Protocol:
 
     Attributes:
         status: ok | failed.
-        norm_residual: |y - norm64(x)|/|y - shift|, Frobenius over all tokens.
+        norm_residual: |y - norm64(x)|/|y - shift| over all tokens, each token's error divided by |x|/|x - mean|, the
+            factor by which subtracting its mean magnifies rounding.
         norm_tolerance: the largest residual that rounding of the native dtype explains.
         kernel_variance: largest float64 variance along the kernel, in units of d/|gain^-1|^2 (of the mean variance for
             zero gains); None where no kernel is predicted.
@@ -55,14 +56,15 @@ class Figures:
         alignment_uniform: the same for 1/sqrt(d) in place of w.
         alignment_float64: alignment with the float64 bottom eigenvector.
         bottom_simple: whether the bottom eigenvalue stands alone, without which `alignment` says little.
-        subspace_alignment: |U_k^T w|, U_k the k = max(1, predicted dead) bottom native eigenvectors.
+        subspace_alignment: |U_k^T w|, U_k the k = max(1, predicted dead) bottom native eigenvectors; the smallest such
+            value over the span where several directions are tested.
         largest_principal_angle: between the predicted dead subspace and U_k, radians; None when nothing is predicted
             dead.
         largest_principal_angle_float64: the same for the float64 eigenvectors.
         lambda_dead: largest native variance along the tested direction(s), from projected tokens.
         lambda_dead_floor: the part of it that the norm's own rounding explains, measured.
         lambda_dead_float64: the same for the float64 norm.
-        lambda_dead_at_floor: whether `lambda_dead` is rounding.
+        lambda_dead_at_floor: whether `lambda_dead` is rounding; never so when the protocol check failed.
         lambda_dead_rank: number of native eigenvalues below `lambda_dead`.
         lambda_min: smallest native eigenvalue.
         lambda_min_floor: what it must exceed to mean anything.
@@ -81,7 +83,7 @@ class Figures:
         participation_ratio: (sum lambda)^2/sum lambda^2.
         stable_rank: sum lambda/lambda_max.
         schur_ratio: 1 - S/lambda_dead, S the variance of w.y left after regression on the other directions; None where
-            lambda_dead is 0 or the tested subspace has several directions.
+            lambda_dead is 0, the tested subspace has several directions, or the model runs in float64.
         schur_reference: (d-1)/(N-1), a lower reference for it, not a null.
         protocol: the check that these figures are about the norm that was read.
         warnings: what limits these figures.

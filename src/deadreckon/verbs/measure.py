@@ -86,14 +86,15 @@ def measure(
     """
     started = time.perf_counter()
     engine = eigensolver(solver)
-    if twin < 0 or batch_size < 1:
-        raise UsageError(f"twin is {twin} and batch_size is {batch_size}: ask for at least 0 and 1")
+    if twin < 0 or batch_size < 1 or (tokens is not None and tokens < 1):
+        raise UsageError(f"twin is {twin}, batch_size {batch_size}, tokens {tokens}: ask for at least 0, 1 and 1")
     if affine is not None:
         parse_affine(affine)
     if isinstance(model, nn.Module):
         source, loaded = None, load.Loaded(model, lambda: tokenizer)
     else:
         source = parse_model(model)
+        seed = seed if source.seed is None else source.seed
         loaded = _load(source, seed=seed, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     is_random = source is not None and source.scheme == "random"
     if affine is not None and not (is_random or twin):
@@ -115,7 +116,7 @@ def measure(
         if affine is not None:
             redraw_affine(copy, affine, twin_seed)
         twins.append(Twin(seed=twin_seed, **run(copy, named_norm(copy, site.path)).figures))
-    parameter = next(loaded.model.parameters())
+    parameter = next(loaded.model.parameters(), torch.empty(0))
     record = Measurement(
         **{**figures, "warnings": [*loaded.warnings, *figures["warnings"]]},
         model=type(loaded.model).__name__ if source is None else str(source),
@@ -179,7 +180,7 @@ def _load(source: Source, *, seed: int, dtype: str, device: str, trust_remote_co
         found.model_class,
         found.config_class,
         found.config_kwargs,
-        seed=seed if source.seed is None else source.seed,
+        seed=seed,
         dtype=what,
         device=where,
     )

@@ -74,6 +74,8 @@ def read(
             raise UsageError("an array of gains does not tell its norm's kind: pass kind='layernorm' or kind='rmsnorm'")
         name, evidence = "gain", []
         norms = [Norm("gain", norm_kind(kind), effective_gain(model, gain_offset or 0.0))]
+    if checkpoint is None and evidence and (kind is not None or gain_offset is not None):
+        raise UsageError(f"{name}: kind and gain_offset are for files and arrays; this model says what its norms are")
     if kind is not None:
         evidence = [Evidence(name="given", says=kind, strength="decisive", value="the caller said so"), *evidence]
 
