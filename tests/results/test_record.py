@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -42,6 +43,11 @@ def test_vectors_ride_along_and_stay_out_of_the_json():
     assert "w" not in made.to_dict()
     assert made == record()
     assert record().vectors == {}
+
+
+def test_records_can_be_pickled():
+    made = record().with_vectors(lambda: {"w": np.ones(3)})
+    assert pickle.loads(pickle.dumps(made)) == made
 
 
 def test_nan_is_an_error_not_a_value():

@@ -313,6 +313,29 @@ def test_damaged_weights_get_the_error_of_reading(tmp_path, damage):
     assert str(tmp_path) in str(caught.value)
 
 
+def test_a_model_whose_encoder_is_called_model_is_found(tmp_path):
+    """The attribute that usually holds the model below a head may hold a part that ends before the norm."""
+    model = tiny_model("dinov3_vit")
+    model.save_pretrained(tmp_path)
+    found = measure(tmp_path, tokens=600, twin=1)
+    assert (found.norm, found.protocol.status, found.twins[0].protocol.status) == ("norm", "ok", "ok")
+
+
+def test_inputs_that_a_model_does_not_take_are_one_clear_error():
+    with pytest.raises(UsageError, match=r"pass batches"):
+        measure(tiny_model("clip"), tokens=600)
+    with pytest.raises(UsageError, match=r"does not run on nonsense"):
+        measure(tiny_model("bert"), batches=[{"nonsense": torch.ones(1)}])
+    with pytest.raises(UsageError, match="mapping"):
+        measure(tiny_model("bert"), batches=[torch.ones(1)])
+
+
+def test_seed_of_the_name_is_the_seed():
+    one, other = (measure(f"random:opt-125m#{seed}", tokens=1000, affine="lognormal:0.5") for seed in (1, 2))
+    assert (one.seed, other.seed) == (1, 2)
+    assert not np.array_equal(one.vectors["tested"], other.vectors["tested"])
+
+
 def test_a_diverged_model_is_told_so():
     model = tiny_model("gpt_neox")
     with torch.no_grad():

@@ -57,7 +57,8 @@ class _Finder:
 
     def __init__(self, checkpoint: Checkpoint, kind: str | None, gain_offset: float | None) -> None:
         self.checkpoint, self.kind, self.gain_offset = checkpoint, kind, gain_offset
-        self.vectors = {canonical(name): name for name, entry in checkpoint.tensors.items() if len(entry.shape) == 1}
+        # By name alone: asking for an entry would read the header of its shard, of which a large model has many.
+        self.vectors = {canonical(name): name for name in checkpoint.tensors}
         self.architecture: Architecture | None
         if checkpoint.format == "gguf":
             self.architecture = gguf_architecture(checkpoint, self.vectors)

@@ -85,7 +85,7 @@ def progress(label: str, *, quiet: bool) -> Iterator[Callable[[str, int, int | N
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
     columns: tuple[ProgressColumn, ...] = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("tokens"),
@@ -100,6 +100,10 @@ def _write(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     temporary = None
     try:
+        path = path.resolve()
+        if path.exists() and not path.is_file():  # a device or a pipe: written to, never replaced
+            path.write_bytes(data)
+            return
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
             file.write(data)

@@ -59,6 +59,28 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def run(model: nn.Module, batch: Batch) -> Any:
+    """The model's output on one batch.
+
+    Args:
+        model: any module.
+        batch: keyword arguments of its forward, on its device.
+
+    Returns:
+        Whatever the forward returns.
+
+    Raises:
+        UsageError: the forward failed: these are not inputs that it takes.
+    """
+    try:
+        return model(**batch)
+    except Exception as error:  # whatever another project's model makes of its inputs
+        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+        raise UsageError(
+            f"{type(model).__name__} does not run on {', '.join(batch)} ({reason}); pass batches=... of its own inputs"
+        ) from error
+
+
 def named_norm(model: nn.Module, name: str) -> NormSite:
     """The norm that a module path or the name of its gain tensor names; a unique ending of the path is enough.
 
@@ -98,24 +120,25 @@ def final_norm(model: nn.Module, batch: Batch) -> NormSite:
     Raises:
         UsageError: no norm makes the last hidden state; the candidates are listed.
     """
-    base = base_model(model)
     outputs: dict[str, Tensor] = {}
-    last: list[Any] = []
-    handles = [base.register_forward_hook(lambda _m, _a, output: last.append(output))]
-    handles += [module.register_forward_hook(_keep(outputs, path)) for path, module in norm_candidates(base)]
+    inner: list[Any] = []
+    handles = [base_model(model).register_forward_hook(lambda _m, _a, output: inner.append(output))]
+    handles += [module.register_forward_hook(_keep(outputs, path)) for path, module in norm_candidates(model)]
     try:
         with torch.no_grad():
-            model(**placed(first_row(batch), device_of(model)))
+            output = run(model, placed(first_row(batch), device_of(model)))
     finally:
         for handle in handles:
             handle.remove()
-    hidden = last_hidden_state(last[-1]) if last else None
+    # A model with a head returns logits: then the part below its head has the hidden state.
+    hidden = last_hidden_state(output if hasattr(output, "last_hidden_state") or not inner else inner[-1])
     if hidden is not None:
         for path, output in reversed(outputs.items()):
             if output.shape == hidden.shape and torch.allclose(output, hidden, rtol=0, atol=0, equal_nan=True):
-                return _site(base, path, hidden.shape[-1])
+                return _site(model, path, hidden.shape[-1])
     raise UsageError(
-        f"no norm of {type(model).__name__} makes its last hidden state: it ends un-normed; {_choices(base)}"
+        f"no norm of {type(model).__name__} makes its last hidden state: it ends un-normed, or changes what the norm "
+        f"made; {_choices(model)}"
     )
 
 
@@ -141,7 +164,7 @@ def norms_of(model: nn.Module, select: str | None = None) -> list[Norm]:
         final = final_norm(model, next(random_inputs(model, seed=0, batch_size=1).batches()))
     if select is None:
         return [final.norm]
-    others = ((path, probe.norm(path, "block")) for path, probe in probe_norms(base_model(model)).items())
+    others = ((path, probe.norm(path, "block")) for path, probe in probe_norms(model).items())
     return [final.norm, *(norm for path, norm in others if norm is not None and path != final.path)]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
-from deadreckon.forward.anatomy import NormSite, check_same_width, device_of, evaluating
+from deadreckon.forward.anatomy import NormSite, check_same_width, device_of, evaluating, run
 from deadreckon.forward.calibration import Calibration, placed
 from deadreckon.forward.capture import capture
 from deadreckon.forward.statistics import NormStatistics
@@ -58,7 +58,7 @@ def collect(
     with evaluating(model), capture(site.module, site.path) as captured:
         for batch in calibration.batches():
             moved = placed(batch, device)
-            model(**moved)
+            run(model, moved)
             inputs, outputs = captured.take()
             check_same_width(site, outputs)
             mask = _mask(model, site, moved, outputs.shape[:-1])

@@ -42,6 +42,10 @@ class Record:
         if not self.schema:
             object.__setattr__(self, "schema", self.kind_of_record)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Fields only: what forms the vectors cannot be pickled, and they are no part of the record."""
+        return {name: value for name, value in self.__dict__.items() if name != "_make_vectors"}
+
     @property
     def vectors(self) -> Vectors:
         """Named float64 arrays that belong to the result; empty on a record that was read back from JSON."""

@@ -91,10 +91,11 @@ def measure(
     if affine is not None:
         parse_affine(affine)
     if isinstance(model, nn.Module):
-        source, loaded = None, load.Loaded(model, lambda: tokenizer)
+        source, described, loaded = None, None, load.Loaded(model, lambda: tokenizer)
     else:
         source = parse_model(model)
         seed = seed if source.seed is None else source.seed
+        described = _described(source, norm)  # first: what reading refuses is not handed to other loaders
         loaded = _load(source, seed=seed, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     is_random = source is not None and source.scheme == "random"
     if affine is not None and not (is_random or twin):
@@ -106,7 +107,6 @@ def measure(
     wanted = tokens if tokens is not None or batches is None else -1
     run = _Run(inputs, wanted, engine, tau, progress)
     site = _site(loaded.model, norm, inputs)
-    described = None if source is None else _described(source, norm)
     if described is not None:
         site = site.described(described)
     figures, vectors = run(loaded.model, site)
