@@ -247,6 +247,25 @@ def test_offset_is_part_of_the_gain():
     assert DeadSubspace.from_gain(effective_gain(stored), "rmsnorm").zero_gains.tolist() == [1]
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("kind", ["layernorm", "rmsnorm"])
+def test_dead_count_counts_the_eigenvalues(kind, groups):
+    """Counted without solving for them; solved for, they must say the same, also where half of the gains are tiny."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        gain = np.where(rng.random(64) < 0.5, 10.0 ** rng.uniform(-6, 0, 64), rng.choice([0.0, 0.5, 1.0, -1.0], 64))
+        subspace = DeadSubspace.from_gain(gain, kind, groups)
+        for tau in (1e-1, 1e-2, 1e-4, 1e-6, 1e-8):
+            assert subspace.dead_count(tau) == int((subspace.predicted_eigenvalues(64) <= tau).sum())
+
+
+def test_many_dead_directions_are_counted_at_once():
+    gain = np.where(RNG.random(16384) < 0.5, 1e-9 * RNG.random(16384), 1.0)
+    started = time.perf_counter()
+    assert DeadSubspace.from_gain(gain).dead_count() == int((gain < 1).sum())
+    assert time.perf_counter() - started < 0.5
+
+
 def test_bottom_of_a_very_wide_norm_takes_well_under_a_second():
     gain = np.exp(0.5 * RNG.normal(size=16384))
     started = time.perf_counter()

@@ -149,9 +149,25 @@ class DeadSubspace:
 
         Returns:
             The count, at least `kernel_dim`.
+
+        Raises:
+            UsageError: `tau` is not between 0 and 1.
         """
-        values, _ = self._bottom(self._reach(tau))
-        return int(np.count_nonzero(values <= tau))
+        if not 0.0 < tau < 1.0:
+            raise UsageError(f"tau is {tau}: it is a fraction of the mean eigenvalue, between 0 and 1")
+        mean = self.mean_variance()
+        if mean == 0.0:
+            return self.hidden_size
+        squares, threshold = (self._group_gains / np.abs(self.gain).max()) ** 2, tau * mean
+        count = int(np.count_nonzero(squares <= threshold))
+        if self.kind.centred:
+            # Interlacing leaves one eigenvalue a group open, the root next to the threshold. It lies at or below it just
+            # if the secular function, which rises through the root, is not negative there: nothing is solved for.
+            with np.errstate(divide="ignore"):
+                secular = (1.0 / (squares - threshold)).sum(axis=1)
+            secular[(squares == threshold).any(axis=1)] = -np.inf
+            count += int(np.count_nonzero(secular >= 0.0))
+        return count
 
     def dead_basis(self, tau: float = DEFAULT_TAU) -> Float64Array:
         """Orthonormal basis of the predicted dead subspace, shape (d, dead_count), by ascending eigenvalue.
@@ -163,16 +179,6 @@ class DeadSubspace:
             The basis; it contains the exact kernel.
         """
         return self._bottom(self.dead_count(tau), vectors=True)[1]
-
-    def _reach(self, tau: float) -> int:
-        """An upper bound on the number of eigenvalues at or below tau, from interlacing with the squared gains."""
-        if not 0.0 < tau < 1.0:
-            raise UsageError(f"tau is {tau}: it is a fraction of the mean eigenvalue, between 0 and 1")
-        largest = np.abs(self.gain).max()
-        if largest == 0.0:
-            return self.hidden_size
-        small = np.count_nonzero((self.gain / largest) ** 2 <= tau * self.mean_variance())
-        return min(self.hidden_size, int(small) + self.groups)
 
     def _bottom(self, count: int, *, vectors: bool = False) -> tuple[Float64Array, Float64Array]:
         """The `count` smallest eigenvalues relative to the mean, and their vectors if asked for."""
