@@ -161,8 +161,8 @@ class DeadSubspace:
         squares, threshold = (self._group_gains / np.abs(self.gain).max()) ** 2, tau * mean
         count = int(np.count_nonzero(squares <= threshold))
         if self.kind.centred:
-            # Interlacing leaves one eigenvalue a group open, the root next to the threshold. It lies at or below it if the
-            # secular function, which rises through the root, is not negative there: nothing is solved for.
+            # Interlacing leaves one eigenvalue a group open, the root next to the threshold. The secular function rises
+            # through it, so the root lies at or below the threshold if the function is not negative there.
             with np.errstate(divide="ignore"):
                 secular = (1.0 / (squares - threshold)).sum(axis=1)
             secular[(squares == threshold).any(axis=1)] = -np.inf
