@@ -211,5 +211,7 @@ def test_schur_ratio_of_independent_rounding_is_near_its_reference_and_of_a_copy
     for added, low, high in ((noise, 0.0, 3 * (D - 1) / (N - 1)), (1e-6 * (y @ other)[:, None], 0.999, 1.0 + 1e-9)):
         statistics = NormStatistics(norm, CPU)
         statistics.update(x, y + added * w)
+        assert statistics.conclude(eigensolver("eigh"), 1e-6).figures["schur_ratio"] is None  # float64: two floors
+        statistics.dtype = torch.float32
         ratio = statistics.conclude(eigensolver("eigh"), 1e-6).figures["schur_ratio"]
         assert low <= ratio <= high
