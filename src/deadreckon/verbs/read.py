@@ -83,11 +83,10 @@ def read(
     readings = [_reading(n, s, tau, _gain_tensor(checkpoint, n)) for n, s in zip(norms, subspaces, strict=True)]
 
     def vectors() -> dict[str, Float64Array]:
-        named = zip(norms, subspaces, strict=True)
-        bases = [(n.name, s.kernel(), s.dead_basis(tau)) for n, s in named]
-        return {
-            f"{n}.{what}": b for n, *two in bases for what, b in zip(("kernel", "predicted_dead"), two, strict=True)
-        }
+        bases: dict[str, Float64Array] = {}
+        for n, subspace in zip(norms, subspaces, strict=True):
+            bases[f"{n.name}.kernel"], bases[f"{n.name}.predicted_dead"] = subspace.kernel(), subspace.dead_basis(tau)
+        return bases
 
     record = Reading(
         **vars(readings[0]),
@@ -124,7 +123,7 @@ def _reading(norm: Norm, subspace: DeadSubspace, tau: float, tensor: str) -> Nor
 
 
 def _median(values: Float64Array) -> float:
-    """The median; NumPy's own first imports masked arrays, which takes longer than all the rest of a read."""
+    """The median, by sorting: NumPy's own imports masked arrays, which a cold start would pay for."""
     middle = np.sort(values)[[(values.size - 1) // 2, values.size // 2]]
     return float(middle.mean())
 
