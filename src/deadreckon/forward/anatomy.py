@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
 from deadreckon.forward.calibration import Batch, first_row, placed, random_inputs
+from deadreckon.forward.memory import out_of_memory
+from deadreckon.forward.placement import at_hand, input_device
 from deadreckon.forward.probe import norm_candidates, probe_norm, probe_norms
 from deadreckon.kernel.norm import Norm
 
@@ -54,9 +56,22 @@ def base_model(model: nn.Module) -> nn.Module:
     return base if isinstance(base, nn.Module) else model
 
 
-def device_of(model: nn.Module) -> torch.device:
-    """Where a model's inputs go: the device of its first parameter."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+def computing_device(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where float64 statistics of a module's output are kept: the device that it runs on, if that has float64.
+
+    Args:
+        module: its own first parameter tells, or the hook by which accelerate dispatches it.
+        otherwise: for a module without either.
+
+    Returns:
+        The device.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        device = next((parameter.device for parameter in module.parameters()), otherwise)
+    device = torch.device(device)
+    return torch.device("cpu") if device.type in {"mps", "meta"} else device
 
 
 def run(model: nn.Module, batch: Batch) -> Any:
@@ -70,11 +85,13 @@ def run(model: nn.Module, batch: Batch) -> Any:
         Whatever the forward returns.
 
     Raises:
-        UsageError: the forward failed: these are not inputs that it takes.
+        UsageError: the forward failed: these are not inputs that it takes. Running out of memory passes unchanged.
     """
     try:
         return model(**batch)
     except Exception as error:  # whatever another project's model makes of its inputs
+        if out_of_memory(error):
+            raise  # the same inputs may run in smaller batches
         reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise UsageError(
             f"{type(model).__name__} does not run on {', '.join(batch)} ({reason}); pass batches=... of its own inputs"
@@ -126,7 +143,7 @@ def final_norm(model: nn.Module, batch: Batch) -> NormSite:
     handles += [module.register_forward_hook(_keep(outputs, path)) for path, module in norm_candidates(model)]
     try:
         with torch.no_grad():
-            output = run(model, placed(first_row(batch), device_of(model)))
+            output = run(model, placed(first_row(batch), input_device(model)))
     finally:
         for handle in handles:
             handle.remove()
@@ -200,7 +217,8 @@ def _keep(outputs: dict[str, Tensor], path: str) -> Any:
 def _site(model: nn.Module, path: str, width: int | None = None) -> NormSite:
     """The norm at a path; a norm without parameters does not know its own width, the hidden state does."""
     module = model.get_submodule(path)
-    probe = probe_norm(module, width or _config_width(model))
+    with at_hand(module):
+        probe = probe_norm(module, width or _config_width(model))
     norm = probe.norm(path) if probe else None
     if norm is None:
         raise UsageError(f"{path} ({type(module).__name__}) is not a plain norm; {_choices(model)}")

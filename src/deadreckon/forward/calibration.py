@@ -143,10 +143,10 @@ def random_inputs(model: Any, *, seed: int, batch_size: int) -> Calibration:
     config: Any = getattr(model, "config", None)
     name = getattr(model, "main_input_name", None)
     if name == "input_ids" and config is not None and hasattr(config.get_text_config(), "vocab_size"):
-        shape, draw = _ids(config, batch_size)
+        shape, draw = _ids(config)
         what = "random token ids"
     elif name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
-        shape = (batch_size, getattr(config, "num_channels", 3), config.image_size, config.image_size)
+        shape = (getattr(config, "num_channels", 3), config.image_size, config.image_size)
         draw, what = torch.randn, "random pixels"
     else:
         raise UsageError(
@@ -156,13 +156,14 @@ def random_inputs(model: Any, *, seed: int, batch_size: int) -> Calibration:
     def batches() -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            values = draw(shape, generator=generator)
+            # Row by row, so that the rows do not depend on how many make a batch.
+            values = torch.stack([draw(shape, generator=generator) for _ in range(batch_size)])
             yield _with_decoder({name: values}, config) if name == "input_ids" else {name: values}
 
     return Calibration(f"{what}, seed {seed}", batches)
 
 
-def _ids(config: Any, batch_size: int) -> tuple[tuple[int, ...], Callable[..., Tensor]]:
+def _ids(config: Any) -> tuple[tuple[int, ...], Callable[..., Tensor]]:
     text_config = config.get_text_config()
     reserved = {
         value
@@ -176,7 +177,7 @@ def _ids(config: Any, batch_size: int) -> tuple[tuple[int, ...], Callable[..., T
     def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         return allowed[torch.randint(allowed.numel(), shape, generator=generator)]
 
-    return (batch_size, _sequence_length(config, None)), draw
+    return (_sequence_length(config, None),), draw
 
 
 def _sequence_length(config: Any, tokenizer_limit: int | None) -> int:

@@ -35,8 +35,12 @@ class Captured:
         if self._input is None or self._output is None:
             raise UsageError(f"{self.path} did not run in the forward pass: it is not on the path of these inputs")
         pair = self._input, self._output
-        self._input = self._output = None
+        self.drop()
         return pair
+
+    def drop(self) -> None:
+        """Release what a pass that broke off left behind."""
+        self._input = self._output = None
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
-from deadreckon.forward.anatomy import NormSite, check_same_width, device_of, evaluating, run
-from deadreckon.forward.calibration import Calibration, placed
-from deadreckon.forward.capture import capture
+from deadreckon.forward.anatomy import NormSite, check_same_width, computing_device, evaluating, run
+from deadreckon.forward.batching import BatchSize, Rows
+from deadreckon.forward.calibration import Batch, Calibration, placed
+from deadreckon.forward.capture import Captured, capture
+from deadreckon.forward.memory import out_of_memory
+from deadreckon.forward.nonfinite import where_nonfinite
+from deadreckon.forward.placement import input_device
+from deadreckon.forward.share import WHOLE, Share
 from deadreckon.forward.statistics import NormStatistics
 
 Progress = Callable[[int, int | None], None]
@@ -20,10 +26,10 @@ Progress = Callable[[int, int | None], None]
 
 @dataclass(frozen=True)
 class Collected:
-    """The statistics of a pass, and how many distinct token ids it saw (None where inputs are not ids)."""
+    """The statistics of a pass, and the distinct token ids it saw (None where inputs are not ids)."""
 
     statistics: NormStatistics
-    distinct_inputs: int | None
+    ids: frozenset[int] | None
 
 
 def collect(
@@ -33,6 +39,8 @@ def collect(
     *,
     tokens: int | None,
     keep_tokens: bool = False,
+    batch_size: int | None = None,
+    share: Share = WHOLE,
     progress: Progress | None = None,
 ) -> Collected:
     """Run `model` over the calibration and gather the statistics of the norm at `site`.
@@ -41,59 +49,151 @@ def collect(
         model: called with each batch's keyword arguments; left in the mode it was in.
         site: a norm inside it.
         calibration: where the batches come from.
-        tokens: stop after this many unmasked tokens; None takes every batch.
+        tokens: stop after this many unmasked tokens, those of other shares counted in; None takes every batch.
         keep_tokens: keep the tokens themselves, for solvers that need them.
-        progress: called with tokens done and wanted after every batch.
+        batch_size: rows a forward at most; None lets memory decide.
+        share: which rows to run; all shares together see the tokens that one process would.
+        progress: called with tokens done and wanted after every forward.
 
     Returns:
         What was collected.
 
     Raises:
         InputError: the norm's output is not finite, or it does not act on the last dimension.
+        UsageError: one row does not fit memory, or a mask does not fit the norm's output.
     """
-    device = device_of(model)
-    statistics = NormStatistics(site.norm, device, keep_tokens=keep_tokens)
-    seen: set[int] = set()
-    ids_known = True
+    device = input_device(model)
+    statistics = NormStatistics(site.norm, computing_device(site.module, device), keep_tokens=keep_tokens)
+    size = BatchSize(batch_size, device, weights_on_disk="disk" in getattr(model, "hf_device_map", {}).values())
+    # Keys and values of past tokens are for generation; here they would only take memory.
+    extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    budget, first = _Budget(tokens), 0
+    seen: set[int] | None = set()
     with evaluating(model), capture(site.module, site.path) as captured:
-        for batch in calibration.batches():
-            moved = placed(batch, device)
-            run(model, moved)
-            inputs, outputs = captured.take()
-            check_same_width(site, outputs)
-            mask = _mask(model, site, moved, outputs.shape[:-1])
-            room = None if tokens is None else tokens - statistics.native.count
-            taken = outputs[mask][:room]
-            if not torch.isfinite(taken).all():
-                raise InputError(
-                    f"{site.path} put out NaN or infinity: the model diverged, or overflows in "
-                    f"{str(taken.dtype).removeprefix('torch.')}; try another dtype"
-                )
-            statistics.update(inputs[mask][:room], taken)
-            ids = _ids(moved, mask)
-            ids_known = ids_known and ids is not None
-            if ids is not None:
-                seen.update(torch.unique(ids[mask][:room]).tolist())
-            if progress:
-                progress(statistics.native.count, tokens)
-            if tokens is not None and statistics.native.count >= tokens:
+        for number, batch in enumerate(calibration.batches()):
+            rows, mask = Rows.of(batch), _mask(model, site, batch)
+            allowed = budget.allowed(rows, mask)
+            mine = share.of(first, rows.count)
+            first += rows.count
+            # How many tokens an unmasked row has is seen when one has run, if need be one of another share.
+            queue = mine if mine or allowed is not None else [0]
+            while queue:
+                queue = [row for row in queue if allowed is None or allowed[row]]
+                chosen = queue[: size.rows if allowed is not None else 1]
+                if not chosen:
+                    break
+                part = {**extra, **placed(rows.take(chosen), device)}
+                pair = _forward(model, site, part, captured)
+                if pair is None:
+                    size.failed(len(chosen), ", ".join(f"{k} {tuple(v.shape)}" for k, v in part.items() if _is(v)))
+                    continue
+                inputs, outputs = (_by_row(tensor, len(chosen), site) for tensor in pair)
+                allowed = budget.allowed(rows, mask, outputs.shape[1]) if allowed is None else allowed
+                keep = _kept(mask, chosen, [allowed[row] if row in mine else 0 for row in chosen], outputs, site)
+                taken = _select(outputs, keep)
+                if not torch.isfinite(taken).all():
+                    raise InputError(
+                        f"batch {number}, {where_nonfinite(model, part, chosen, outputs, keep)}: the model diverged, "
+                        f"or overflows in {str(taken.dtype).removeprefix('torch.')}; try another dtype"
+                    )
+                statistics.update(_select(inputs, keep), taken)
+                ids = _ids(part, outputs.shape[:2])
+                seen = None if ids is None or seen is None else seen | set(_select(ids, keep).unique().tolist())
+                size.ran(len(chosen), outputs.shape[0] * outputs.shape[1])
+                queue = queue[len(chosen) :]
+                if progress:
+                    progress(statistics.count, share.of_tokens(tokens))
+            if budget.spent(allowed or []):
                 break
-    return Collected(statistics, len(seen) if ids_known and seen else None)
+    return Collected(statistics, frozenset(seen) if seen else None)
 
 
-def _mask(model: nn.Module, site: NormSite, batch: Mapping[str, Any], shape: torch.Size) -> Tensor:
-    """Which positions of the norm's output hold real tokens, shape `shape`, bool."""
+class _Budget:
+    """How many tokens of which rows are wanted, counted over all shares alike."""
+
+    def __init__(self, tokens: int | None) -> None:
+        self._left = tokens
+        self._lengths: dict[tuple[object, ...], int] = {}
+
+    def allowed(self, rows: Rows, mask: Tensor | None, length: int | None = None) -> list[int] | None:
+        """Tokens to take of each row: its unmasked ones, as far as wanted; None while the rows' length is unknown."""
+        key = rows.key()
+        if length is not None:
+            self._lengths[key] = length
+        if mask is not None:
+            lengths = mask.reshape(rows.count, -1).sum(1).tolist()
+        elif key in self._lengths:
+            lengths = [self._lengths[key]] * rows.count
+        else:
+            return None
+        if self._left is None:
+            return lengths
+        taken, left = [], self._left
+        for available in lengths:
+            taken.append(min(available, left))
+            left -= taken[-1]
+        return taken
+
+    def spent(self, taken: Sequence[int]) -> bool:
+        """Book the tokens that were taken; whether no more are wanted."""
+        if self._left is None:
+            return False
+        self._left -= sum(taken)
+        return self._left <= 0
+
+
+def _forward(model: nn.Module, site: NormSite, part: Batch, captured: Captured) -> tuple[Tensor, Tensor] | None:
+    """Input and output of the norm in one forward pass; None where there was no memory for it."""
+    try:
+        run(model, part)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        captured.drop()
+        return None
+    inputs, outputs = captured.take()
+    check_same_width(site, outputs)
+    return inputs, outputs
+
+
+def _by_row(tensor: Tensor, rows: int, site: NormSite) -> Tensor:
+    """A captured tensor as (rows, tokens of a row, d)."""
+    if tensor[..., 0].numel() % rows:
+        raise UsageError(f"{site.path} ran on {tuple(tensor.shape)} for {rows} rows: give one row a batch")
+    return tensor.reshape(rows, -1, tensor.shape[-1])
+
+
+def _kept(
+    mask: Tensor | None, chosen: Sequence[int], allowed: Sequence[int], outputs: Tensor, site: NormSite
+) -> Tensor | None:
+    """Which positions to take, shape (rows, tokens of a row); None for all of them."""
+    rows, length = outputs.shape[:2]
+    if mask is None:
+        if all(wanted == length for wanted in allowed):
+            return None
+        real = torch.ones(rows, length, dtype=torch.bool, device=outputs.device)
+    else:
+        real = mask.reshape(-1, mask.shape[-1])
+        real = (real[list(chosen)] if len(real) != rows else real).reshape(rows, -1).to(outputs.device)
+        if real.shape != (rows, length):
+            raise UsageError(
+                f"the attention mask has shape {tuple(mask.shape)} and {site.path} ran on {rows} x {length} tokens: "
+                "give batches whose mask has one entry a token"
+            )
+    wanted = torch.tensor(allowed, device=outputs.device)
+    return real & (real.cumsum(1) <= wanted[:, None])
+
+
+def _select(tensor: Tensor, keep: Tensor | None) -> Tensor:
+    """The kept positions of a tensor (rows, tokens, ...), flattened."""
+    return tensor.flatten(0, 1) if keep is None else tensor[keep]
+
+
+def _mask(model: nn.Module, site: NormSite, batch: Batch) -> Tensor | None:
+    """Which positions hold real tokens, where the batch says so, bool."""
     decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False) and not _in_encoder(model, site)
     mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
-    if mask is None:
-        return torch.ones(shape, dtype=torch.bool, device=device_of(model))
-    if mask.shape != shape:
-        raise UsageError(
-            f"the attention mask has shape {tuple(mask.shape)} and {site.path} ran on {tuple(shape)} tokens: "
-            "give batches whose mask has one entry a token"
-        )
-    real: Tensor = mask.bool()
-    return real
+    return mask.bool() if isinstance(mask, Tensor) else None
 
 
 def _in_encoder(model: nn.Module, site: NormSite) -> bool:
@@ -101,10 +201,14 @@ def _in_encoder(model: nn.Module, site: NormSite) -> bool:
     return get_encoder is not None and any(module is site.module for module in get_encoder().modules())
 
 
-def _ids(batch: Mapping[str, Any], mask: Tensor) -> Tensor | None:
-    """The token ids that line up with the mask."""
+def _ids(batch: Batch, shape: torch.Size) -> Tensor | None:
+    """The token ids that line up with the norm's positions."""
     for name in ("decoder_input_ids", "input_ids"):
         ids = batch.get(name)
-        if isinstance(ids, Tensor) and ids.shape == mask.shape:
-            return ids
+        if isinstance(ids, Tensor) and ids.numel() == shape.numel():
+            return ids.reshape(shape)
     return None
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, Tensor)

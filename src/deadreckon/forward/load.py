@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import nn
 
 from deadreckon.errors import InputError, UnreachableError, UsageError
+from deadreckon.forward.draw import draw, draw_apart, outline
+from deadreckon.forward.placement import Placement, device_map_for, placement
+from deadreckon.forward.placement import resolve_device as resolve_device
+from deadreckon.forward.room import check_room
 
 _DTYPES = {
     "float64": torch.float64,
@@ -41,28 +46,6 @@ class Loaded:
     warnings: tuple[str, ...] = field(default=())
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
-
-    Args:
-        name: as on the command line.
-
-    Returns:
-        The device, which exists.
-
-    Raises:
-        UsageError: not a device, or not one of this machine.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from None
-    return device
-
-
 def resolve_dtype(name: str) -> torch.dtype | None:
     """The dtype of that name; None for ``auto`` (as stored).
 
@@ -83,37 +66,62 @@ def resolve_dtype(name: str) -> torch.dtype | None:
 
 
 def load_checkpoint(
-    path: Path, *, dtype: torch.dtype | None, device: torch.device, trust_remote_code: bool = False
+    path: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: str | Mapping[Any, int | str] | None = None,
+    trust_remote_code: bool = False,
 ) -> Loaded:
     """The base model (no head) of a checkpoint directory, safetensors file or index, or GGUF file.
 
     Args:
         path: as the MODEL grammar resolved it.
         dtype: None keeps the stored one (float32 for GGUF, which is dequantised).
-        device: where to put it.
+        device: where to put it; with a device map, not looked at.
+        device_map: spread it: one of `placement.POLICIES`, or module path -> device. Weights that go to disk stay in
+            the safetensors files, which must not change meanwhile; those whose format differs from the model's are
+            written to a temporary directory that goes when the model does.
+        max_memory: most weights a device may hold, for the policy to obey; see `placement.parse_max_memory`.
         trust_remote_code: whether code in the directory may run.
 
     Returns:
         The loaded model.
 
     Raises:
+        UsageError: a device map that does not fit the machine, the model or its format, or too little memory.
         UnreachableError: a file is missing or the config names code that is not trusted.
         InputError: the weights do not fit the architecture that the config names.
     """
     import transformers
 
+    place = placement(device, device_map, max_memory)
     directory = path if path.is_dir() else path.parent
     common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     gguf = {"gguf_file": path.name} if path.suffix == ".gguf" else {}
-    try:
-        with _under_its_usual_name(path) as folder:
+    with ExitStack() as while_it_lives:
+        folder = while_it_lives.enter_context(_under_its_usual_name(path))
+        spread: dict[str, Any] = {}
+        if place.device_map is not None:
+            spill = while_it_lives.enter_context(tempfile.TemporaryDirectory(prefix="deadreckon-"))
+            spread = {"device_map": place.device_map, "max_memory": place.max_memory, "offload_folder": spill}
+        try:
             model, info = transformers.AutoModel.from_pretrained(
-                folder, dtype=dtype or (torch.float32 if gguf else "auto"), output_loading_info=True, **gguf, **common
+                folder,
+                dtype=dtype or (torch.float32 if gguf else "auto"),
+                output_loading_info=True,
+                **spread,
+                **gguf,
+                **common,
             )
-    except Exception as error:  # whatever another project's loader makes of the user's files
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnreachableError(f"{path}: transformers cannot load it: {reason}") from error
-    model = model.to(device).eval()
+            if not spread:
+                model = model.to(device)
+        except Exception as error:  # whatever another project's loader makes of the user's files
+            _refuse(path, place, error)
+        if hasattr(model, "hf_device_map"):  # what waits on disk is read from these folders until the model goes
+            weakref.finalize(model, while_it_lives.pop_all().close)
+    model = model.eval()
 
     def tokenizer() -> Any:
         # Without any of its files transformers may still return a tokenizer, one that knows no word.
@@ -125,6 +133,18 @@ def load_checkpoint(
             return None
 
     return Loaded(model, tokenizer, _weight_files(path), tuple(_missing(path, model, info)))
+
+
+def _refuse(path: Path, place: Placement, error: Exception) -> NoReturn:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError):
+        raise UsageError(
+            f"{path}: {place.device} has too little free memory for it: choose a narrower dtype (--dtype bfloat16), "
+            f"or device_map='auto' (--device-map auto), which uses several GPUs, main memory and disk ({reason})"
+        ) from error
+    if place.device_map is not None and any(word in reason.lower() for word in ("device_map", "device map", "disk")):
+        raise UsageError(f"{path}: device_map {place.device_map!r} does not work for it: {reason}") from error
+    raise UnreachableError(f"{path}: transformers cannot load it: {reason}") from error
 
 
 @contextmanager
@@ -170,6 +190,8 @@ def random_model(
     seed: int,
     dtype: torch.dtype | None,
     device: torch.device,
+    device_map: str | Mapping[str, Any] | None = None,
+    max_memory: str | Mapping[Any, int | str] | None = None,
 ) -> nn.Module:
     """A published configuration with weights drawn by the model's own initialiser.
 
@@ -177,15 +199,18 @@ def random_model(
         model_class: class in transformers, e.g. ``GPTNeoXForCausalLM``.
         config_class: its config class.
         config: keyword arguments of the config.
-        seed: seed of the draw; weights depend on it, on the device type and on the library versions.
+        seed: seed of the draw; weights depend on it, on the device type or map and on the library versions.
         dtype: None means float32.
-        device: where it is built.
+        device: where it is built; with a device map, not looked at.
+        device_map: spread it: one of `placement.POLICIES`, or module path -> device, paths as in the base model. Each
+            part is drawn where it stays.
+        max_memory: most weights a device may hold, for the policy to obey; see `placement.parse_max_memory`.
 
     Returns:
         The base model, in eval mode.
 
     Raises:
-        UsageError: the installed transformers lacks the class.
+        UsageError: the installed transformers lacks the class, or there is not enough memory.
     """
     import transformers
 
@@ -195,53 +220,47 @@ def random_model(
         raise UsageError(
             f"transformers {transformers.__version__} has no {model_class}: upgrade it or choose another model"
         ) from None
-    model = _initialised(model_type, config_type(**config), seed=seed, dtype=dtype or torch.float32, device=device)
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    base: Any = model if head is None else model.base_model  # logits cost much and are not measured
-    return cast("nn.Module", base)
+    place, dtype = placement(device, device_map, max_memory), dtype or torch.float32
+    planned = outline(model_type, config_type(**config), dtype)
+    if place.device_map is None:
+        check_room(planned, {"": place.device}, model_class)
+        return _headless(draw(model_type, config_type(**config), seed=seed, dtype=dtype, device=place.device))
+    return _spread(_headless(planned), place, seed=seed, dtype=dtype)
 
 
 def twin(model: nn.Module, seed: int) -> nn.Module:
-    """A random-init twin: same class and config, dtype and device, weights of the model's own initialiser.
+    """A random-init twin: same class and config, dtype and devices, weights of the model's own initialiser.
 
     Args:
-        model: a transformers model.
+        model: a transformers model, spread by a device map or not.
         seed: seed of the draw.
 
     Returns:
         The twin, in eval mode.
 
     Raises:
-        UsageError: the model has no config to be rebuilt from.
+        UsageError: the model has no config to be rebuilt from, or there is no room for a twin beside it.
     """
     config = getattr(model, "config", None)
     if config is None:
         raise UsageError(
             f"{type(model).__name__} has no config to build a random-init twin from: measure it without twins"
         )
-    parameter = next(model.parameters())
-    return _initialised(type(model), copy.deepcopy(config), seed=seed, dtype=parameter.dtype, device=parameter.device)
+    parameter, config = next(model.parameters()), copy.deepcopy(config)
+    if device_map := getattr(model, "hf_device_map", None):
+        planned = outline(type(model), config, parameter.dtype)
+        return _spread(planned, placement(device_map=device_map), seed=seed, dtype=parameter.dtype)
+    check_room(model, {"": parameter.device}, f"a twin of {type(model).__name__}")
+    return draw(type(model), config, seed=seed, dtype=parameter.dtype, device=parameter.device)
 
 
-def _initialised(model_type: Any, config: Any, *, seed: int, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    with _seeded(seed, device), _default_dtype(dtype), device:
-        model: nn.Module = model_type(config)
-    return model.eval()
+def _headless(model: nn.Module) -> nn.Module:
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    base: Any = model if head is None else model.base_model  # logits cost much and are not measured
+    return cast("nn.Module", base)
 
 
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+def _spread(planned: nn.Module, place: Placement, *, seed: int, dtype: torch.dtype) -> nn.Module:
+    device_map = device_map_for(planned, place)
+    check_room(planned, device_map, type(planned).__name__)
+    return draw_apart(planned, device_map, seed=seed, dtype=dtype)

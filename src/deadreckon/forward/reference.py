@@ -24,26 +24,28 @@ class ReferenceNorm:
         )
         self.shift = shift.to(device)
 
-    def unshifted(self, inputs: Tensor) -> Tensor:
-        """Output before the shift is added, gain * z(x), for inputs of shape (n, d)."""
-        x = self._centred(inputs)
-        if self.norm.kind.normalised:
-            x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + (self.norm.eps or 0.0))
-        unshifted: Tensor = self.gain * x.flatten(-2)
-        return unshifted
+    def __call__(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Output before the shift is added, and how much the norm magnifies rounding.
 
-    def magnification(self, inputs: Tensor) -> Tensor:
-        """Factor by which subtracting the mean magnifies relative rounding, squared, shape (n,): |x|^2/|x - mean|^2."""
-        whole, rest = (x.square().sum((-1, -2)) for x in (self._grouped(inputs), self._centred(inputs)))
-        return torch.where(rest > 0, whole / rest, torch.ones_like(whole))
+        Args:
+            inputs: shape (n, d), any real dtype; not changed.
 
-    def _grouped(self, inputs: Tensor) -> Tensor:
-        return inputs.to(self.gain.device, torch.float64).reshape(*inputs.shape[:-1], self.norm.groups, -1)
-
-    def _centred(self, inputs: Tensor) -> Tensor:
-        x = self._grouped(inputs)
+        Returns:
+            gain * z(x), shape (n, d), float64, and |x|^2/|x - mean|^2, shape (n,): the factor by which subtracting the
+            mean magnifies relative rounding, squared.
+        """
+        x = inputs.to(self.gain.device, torch.float64, copy=True)
+        whole = torch.linalg.vector_norm(x, dim=-1).square_()
+        rest = whole
+        x = x.reshape(len(inputs), self.norm.groups, -1)
         if self.norm.kind.centred:
             # Twice: what the rounding of the first mean leaves behind is itself a constant to subtract.
-            x = x - x.mean(-1, keepdim=True)
-            x = x - x.mean(-1, keepdim=True)
-        return x
+            x -= x.mean(-1, keepdim=True)
+            x -= x.mean(-1, keepdim=True)
+            rest = torch.linalg.vector_norm(x, dim=(-2, -1)).square_()
+        if self.norm.kind.normalised:
+            power = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_() / x.shape[-1]
+            x *= torch.rsqrt(power + (self.norm.eps or 0.0))
+        x = x.reshape(len(inputs), -1)
+        x *= self.gain
+        return x, torch.where(rest > 0, whole / rest, torch.ones_like(whole))

@@ -9,34 +9,63 @@ import torch
 from torch import Tensor
 
 from deadreckon.errors import UsageError
+from deadreckon.forward.bottom import bottom, largest_eigenvalue
 from deadreckon.forward.moments import Moments
-
-UNIT_ROUNDOFF = torch.finfo(torch.float64).eps / 2
+from deadreckon.forward.precision import UNIT_ROUNDOFF, gram_floor
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Eigenvalues (ascending, shape (d,)) and orthonormal eigenvectors (columns, shape (d, d)) of a covariance.
+    """Eigenvalues of a covariance, ascending, with orthonormal eigenvectors: all d of them, or the k smallest.
 
     Attributes:
+        eigenvalues: shape (d,) or (k,).
+        eigenvectors: columns, shape (d, d) or (d, k).
         floor: the error that the solver itself may have made in any eigenvalue; smaller ones carry no meaning.
+        rest: where only the bottom was solved for, what is known of the whole spectrum.
     """
 
     eigenvalues: Tensor
     eigenvectors: Tensor
     floor: float
+    rest: Rest | None = None
+
+    @property
+    def size(self) -> int:
+        """d."""
+        return self.eigenvectors.shape[0]
 
     @property
     def mean(self) -> float:
         """Mean eigenvalue, tr(C)/d."""
-        return float(self.eigenvalues.mean())
+        return float(self.eigenvalues.mean()) if self.rest is None else self.rest.trace / self.size
+
+    @property
+    def largest(self) -> float:
+        """lambda_max."""
+        return float(self.eigenvalues[-1]) if self.rest is None else self.rest.largest
 
     def dead_count(self, tau: float) -> int:
-        """Number of eigenvalues at or below tau times their mean."""
-        return int((self.eigenvalues <= tau * self.mean).sum())
+        """Number of eigenvalues at or below tau times their mean.
 
-    def effective_rank(self) -> float:
-        """exp of the entropy of the normalised singular values (Roy and Vetterli 2007), between 1 and d."""
+        Args:
+            tau: tolerance.
+
+        Returns:
+            The count.
+
+        Raises:
+            UsageError: only the bottom was solved for, and it ends below that.
+        """
+        dead = int((self.eigenvalues <= tau * self.mean).sum())
+        if self.rest is not None and dead == len(self.eigenvalues):
+            raise UsageError(f"more than {dead - 1} directions are dead at {tau:g}: solve for the whole spectrum (eigh)")
+        return dead
+
+    def effective_rank(self) -> float | None:
+        """exp of the entropy of the normalised singular values (Roy and Vetterli 2007); None without all of them."""
+        if self.rest is not None:
+            return None
         # Singular values of the centred data; an eigenvalue that rounding made negative has none and adds nothing.
         sigma = self.eigenvalues[self.eigenvalues > 0].sqrt()
         if sigma.numel() == 0:
@@ -46,13 +75,22 @@ class Spectrum:
 
     def participation_ratio(self) -> float:
         """(sum lambda)^2 / sum lambda^2, between 1 and d; 0 without any variance."""
-        total = self.eigenvalues.sum()
-        return float(total.square() / self.eigenvalues.square().sum()) if total > 0 else 0.0
+        total = self.mean * self.size
+        squares = float(self.eigenvalues.square().sum()) if self.rest is None else self.rest.squares
+        return total**2 / squares if total > 0 else 0.0
 
     def stable_rank(self) -> float:
         """sum lambda / lambda_max, between 1 and d; 0 without any variance."""
-        largest = self.eigenvalues[-1]
-        return float(self.eigenvalues.sum() / largest) if largest > 0 else 0.0
+        return self.mean * self.size / self.largest if self.largest > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Rest:
+    """Trace, sum of squares (squared Frobenius norm) and largest value of a spectrum whose bottom alone was solved."""
+
+    trace: float
+    squares: float
+    largest: float
 
 
 class Eigensolver(ABC):
@@ -79,8 +117,34 @@ class Eigh(Eigensolver):
 
     def solve(self, moments: Moments, tokens: Tensor | None) -> Spectrum:
         """The spectrum of the accumulated covariance; `tokens` is not used."""
-        eigenvalues, eigenvectors = torch.linalg.eigh(moments.covariance())
-        return Spectrum(eigenvalues, eigenvectors, float(moments.mean.numel() * UNIT_ROUNDOFF * eigenvalues[-1].abs()))
+        return _whole(moments.covariance())
+
+
+class BottomEnd(Eigensolver):
+    """The few smallest eigenpairs alone, certified, and single numbers that need no others: `deadreckon.forward.bottom`.
+
+    Where the certificate fails, or the bottom reaches further up than was solved for, it is `Eigh` after all.
+    """
+
+    count = 8
+    # Directions below this fraction of the mean may all be counted as dead: the last one solved for must lie above.
+    reach = 1e-2
+    _smallest = 256  # below this a whole solve costs less
+
+    def solve(self, moments: Moments, tokens: Tensor | None) -> Spectrum:
+        """The bottom of the accumulated covariance; `tokens` is not used."""
+        covariance = moments.covariance()
+        size = moments.size
+        if size < self._smallest:
+            return _whole(covariance)
+        found = bottom(covariance[None], self.count, complete=True)
+        trace = float(covariance.trace())
+        enough = bool(found.eigenvalues[0, -1] > self.reach * trace / size)
+        if not (enough and bool(found.certified) and found.complete is not None and bool(found.complete)):
+            return _whole(covariance)
+        largest = float(largest_eigenvalue(covariance[None]).value)
+        rest = Rest(trace=trace, squares=float(torch.linalg.vector_norm(covariance).square()), largest=largest)
+        return Spectrum(found.eigenvalues[0], found.eigenvectors[0], gram_floor(largest, size), rest)
 
 
 class Svd(Eigensolver):
@@ -112,7 +176,12 @@ class Svd(Eigensolver):
         return Spectrum(sigma.flip(0).square(), rows.flip(0).T, floor)
 
 
-_SOLVERS: dict[str, Eigensolver] = {"eigh": Eigh(), "svd": Svd()}
+def _whole(covariance: Tensor) -> Spectrum:
+    eigenvalues, eigenvectors = torch.linalg.eigh(covariance)
+    return Spectrum(eigenvalues, eigenvectors, gram_floor(float(eigenvalues[-1]), len(eigenvalues)))
+
+
+_SOLVERS: dict[str, Eigensolver] = {"bottom": BottomEnd(), "eigh": Eigh(), "svd": Svd()}
 
 
 def register_eigensolver(name: str, solver: Eigensolver) -> None:

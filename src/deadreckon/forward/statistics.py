@@ -1,266 +1,163 @@
-"""Collect one norm's inputs and outputs over a pass, then conclude: alignment, depth, dead counts, protocol check."""
+"""What one pass must remember about a norm, in memory that does not grow with the number of tokens."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from deadreckon.errors import UsageError
-from deadreckon.forward.moments import Moments
+from deadreckon.forward.memory import out_of_memory
+from deadreckon.forward.moments import CHUNK, Centred, Moments, Variances
 from deadreckon.forward.reference import ReferenceNorm
-from deadreckon.forward.spectrum import Eigensolver, Spectrum
-from deadreckon.kernel.norm import Float64Array, Norm
+from deadreckon.kernel.norm import Norm
 from deadreckon.kernel.subspace import DeadSubspace
-from deadreckon.results.measurement import Protocol
 
-TAUS = (1e-2, 1e-4, 1e-6, 1e-8)
-# A norm's forward rounds a handful of times (mean, variance, scale, gain, shift): a right one was seen at about one
-# unit.
-_ROUNDINGS = 8
-# Far above the squared rounding of float64 along the kernel (about 1e-32 here), far below that of float32 (1e-14).
-_KERNEL_TOLERANCE = 1e-24
-# A variance within this factor of its floor is that floor: the two standard deviations differ by less than their own
-# size.
-_AT_FLOOR = 4.0
+_MOMENTS = ("native", "exact", "projected", "projected_exact", "projected_error")
 
 
-class Conclusion(NamedTuple):
-    """Field names and values of `results.Figures`, and the vectors behind them as NumPy arrays."""
-
-    figures: dict[str, Any]
-    vectors: dict[str, Float64Array]
+_SMALLEST_CHUNK = 64
 
 
 class NormStatistics:
-    """Everything that one pass must remember about a norm: three covariances and their exact projections.
+    """Covariances of a norm's output, as the model computed it and in float64, and the variances that need more digits.
 
-    Variances along the tested directions come from projected tokens, because a covariance only resolves
-    eigenvalues down to about d * u * lambda_max, far above what float64 tokens show.
+    Variances along the tested directions come from projected tokens, because a covariance only resolves eigenvalues
+    down to about d * u * lambda_max, far above what float64 tokens show.
+
+    Attributes:
+        norm: the norm as it was described.
+        subspace: what its parameters predict.
+        native: moments of the output as the model computed it.
+        exact: moments of the norm recomputed in float64 from its input, without its shift.
+        error: variances of the coordinates of the difference.
+        tested: tested directions, orthonormal columns, shape (d, k).
+        projected, projected_exact, projected_error: moments of the three along the tested directions, without shift.
+        residual: sum of the squared errors, each token's in units of the magnification of its rounding.
+        signal: sum of the squared native outputs without their shift.
+        dtype: of the native output.
+        kept: the native and exact outputs themselves, where a solver needs them.
     """
 
     def __init__(self, norm: Norm, device: torch.device, *, keep_tokens: bool = False) -> None:
+        self.norm = norm
         self.subspace = DeadSubspace.of(norm)
         self.reference = ReferenceNorm(norm, device)
         size = norm.hidden_size
-        self.native, self.exact, self.error = (Moments(size, device) for _ in range(3))
         self.tested = torch.from_numpy(self.subspace.tested_directions()).to(device)
+        self.native, self.exact = (Moments(size, device) for _ in range(2))
+        self.error = Variances(size, device)
         self.projected, self.projected_exact, self.projected_error = (
             Moments(self.tested.shape[1], device) for _ in range(3)
         )
-        self.residual = 0.0
-        self.signal = 0.0
+        self.residual, self.signal = torch.zeros(2, dtype=torch.float64, device=device)
         self.dtype = torch.float64
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep_tokens else None
 
+    @property
+    def count(self) -> int:
+        """Number of tokens seen, N."""
+        return self.native.count
+
     def update(self, inputs: Tensor, outputs: Tensor) -> None:
-        """Add one batch: the norm's input and native output, each of shape (n, d)."""
-        device = self.tested.device
-        self.dtype = outputs.dtype
-        native = outputs.to(device, torch.float64)
-        inputs = inputs.to(device)
-        exact = self.reference.unshifted(inputs)
-        unshifted = native - self.reference.shift
-        error = unshifted - exact
-        # Subtracting a mean that dwarfs the spread magnifies rounding, token by token: each error counts in that unit.
-        magnified = self.reference.magnification(inputs)
-        self.residual += float((error.square().sum(-1) / magnified).sum())
-        self.signal += float(unshifted.square().sum())
-        self.native.update(native)
-        self.exact.update(exact)
-        self.error.update(error)
-        # Projected without the shift: w.shift is a constant, but its rounding would drown what is being looked for.
-        self.projected.update(unshifted @ self.tested)
-        self.projected_exact.update(exact @ self.tested)
-        self.projected_error.update(error @ self.tested)
-        if self.kept is not None:
-            self.kept.append((native, exact))
+        """Add one batch: the norm's input and native output, each of shape (n, d).
 
-    def protocol(self) -> Protocol:
-        """Whether the module that ran is the norm that was read, and has its kernel."""
-        unit = max(torch.finfo(self.dtype).eps, torch.finfo(torch.float32).eps) / 2
-        tolerance = _ROUNDINGS * unit
-        residual = math.sqrt(self.residual / self.signal) if self.signal > 0 else math.sqrt(self.residual)
-        variance = self._kernel_variance() if self.subspace.kernel_dim else None
-        why = []
-        if not residual <= tolerance:
-            why.append(
-                f"the module's output differs from the norm that was read by {residual:.1e} (rounding explains "
-                f"{tolerance:.1e}): wrong module, kind, gain or gain offset, or dropout is on"
-            )
-        if variance is not None and not variance <= _KERNEL_TOLERANCE:
-            why.append(
-                f"the predicted kernel carries variance {variance:.1e} in float64 (rounding explains "
-                f"{_KERNEL_TOLERANCE:.0e}): it is not exact on these inputs"
-            )
-        return Protocol(
-            status="failed" if why else "ok",
-            norm_residual=residual,
-            norm_tolerance=tolerance,
-            kernel_variance=variance,
-            kernel_tolerance=_KERNEL_TOLERANCE,
-            why="; ".join(why),
-        )
-
-    def _kernel_variance(self) -> float:
-        """Largest float64 variance along a kernel direction, in the unit in which rounding has size u^2."""
-        variances = self.projected_exact.covariance().diagonal()
-        # Along a direction w of a group, w.y = sum(z)/|gain^-1|; along a zero gain, w.y = gain * z.
-        columns = self.tested.T
-        support = columns != 0
-        sizes = support.sum(1).to(torch.float64)
-        gain = self.reference.gain.expand_as(columns).abs()
-        reach = torch.where(support, gain * columns.abs(), torch.zeros_like(gain)).amax(1)  # 1/|gain^-1|, or 0
-        mean = self.exact.covariance().diagonal().mean()
-        unit = torch.where(reach > 0, reach.square() * sizes, mean)
-        return float(torch.where(variances > 0, variances / unit, torch.zeros_like(variances)).max())
-
-    def conclude(self, solver: Eigensolver, tau: float) -> Conclusion:
-        """The figures that follow from what was collected.
+        Where memory runs out, it goes on in smaller chunks: all of a chunk's memory is taken before any of it is added.
 
         Args:
-            solver: turns covariances into spectra.
-            tau: tolerance of the predicted dead subspace and of the algebraic/learned split.
-
-        Returns:
-            The figures, and the tested directions, predicted dead subspace, spectra and bottom eigenvectors.
+            inputs: of the norm.
+            outputs: what it made of them.
 
         Raises:
-            UsageError: too few tokens to tell a dead direction from a missing one.
+            UsageError: there is not even memory for a few tokens.
         """
-        size, count = self.subspace.hidden_size, self.native.count
-        if count - 1 <= size:
+        self.dtype = outputs.dtype
+        start, chunk = 0, CHUNK
+        while start < len(outputs):
+            part = slice(start, start + chunk)
+            try:
+                self._add(inputs[part], outputs[part])
+            except Exception as error:
+                if not out_of_memory(error):
+                    raise
+                if chunk <= _SMALLEST_CHUNK:
+                    raise UsageError(
+                        f"{self.norm.name}: no memory left on {self.tested.device} for the statistics of {chunk} "
+                        "tokens: give a smaller batch_size (--batch-size)"
+                    ) from None
+                chunk //= 2
+                continue
+            start += chunk
+
+    def _add(self, inputs: Tensor, outputs: Tensor) -> None:
+        exact, magnified = self.reference(inputs)
+        native = outputs.to(exact.device, torch.float64, copy=True)
+        # Without the shift: w.shift is a constant, but its rounding would drown what is being looked for.
+        native -= self.reference.shift
+        error = native - exact
+        kept = [] if self.kept is None else [(native + self.reference.shift, exact.clone())]
+        residual = (torch.linalg.vector_norm(error, dim=-1).square_() / magnified).sum()
+        signal = torch.linalg.vector_norm(native).square_()
+        projections = [Centred.of(part @ self.tested, overwrite=True) for part in (native, exact, error)]
+        shifted = Centred.of(native, overwrite=True)
+        shifted.mean.add_(self.reference.shift)
+        whole = [shifted, *(Centred.of(part, overwrite=True) for part in (exact, error))]
+
+        accumulators = (self.native, self.exact, self.error, self.projected, self.projected_exact, self.projected_error)
+        for accumulator, part in zip(accumulators, [*whole, *projections], strict=True):
+            accumulator.add(part)
+        self.residual += residual
+        self.signal += signal
+        if self.kept is not None:
+            self.kept += kept
+
+    def merge(self, other: NormStatistics) -> None:
+        """Add everything that `other` has seen.
+
+        Args:
+            other: statistics of the same norm.
+
+        Raises:
+            UsageError: they are of another norm or dtype.
+        """
+        if not self.same_norm(other) or (self.count and other.count and self.dtype != other.dtype):
             raise UsageError(
-                f"{count} tokens in {size} dimensions: with N - 1 <= d the covariance is singular by counting alone; "
-                f"give at least {4 * size} tokens"
+                f"statistics of {other.norm.name} in {other.dtype} do not add to those of {self.norm.name} in "
+                f"{self.dtype}: they are of other norms or gains"
             )
-        kept = [None, None] if self.kept is None else [torch.cat(batches) for batches in zip(*self.kept, strict=True)]
-        native, exact = (solver.solve(m, k) for m, k in zip((self.native, self.exact), kept, strict=True))
-        noise = (native.eigenvectors.T @ self.error.covariance() * native.eigenvectors.T).sum(1) + native.floor
-        lambdas = native.eigenvalues
-        at_floor = bool(lambdas[0] <= _AT_FLOOR * noise[0])
-        dead = float(_largest_eigenvalue(self.projected.covariance()))
-        dead_floor = float(_largest_eigenvalue(self.projected_error.covariance()))
-        dead_exact = float(_largest_eigenvalue(self.projected_exact.covariance()))
-        predicted = torch.from_numpy(self.subspace.dead_basis(tau)).to(self.tested.device)
-        width = max(1, predicted.shape[1])
-        # An eigenvector means something when its gap exceeds what rounding may have moved the two eigenvalues by.
-        simple = bool(size == 1 or lambdas[1] - lambdas[0] > _AT_FLOOR * (noise[0] + noise[1]))
-        dead_total = exact.dead_count(tau)
-        algebraic = self._algebraic(predicted, exact.mean, tau)
-        uniform = torch.full((size, 1), size**-0.5, dtype=torch.float64, device=self.tested.device)
-        protocol = self.protocol()
-        figures = {
-            "hidden_size": size,
-            "kind": self.subspace.kind.name,
-            "tokens": count,
-            "tokens_per_dimension": count / size,
-            "tau": tau,
-            "kernel_dim": self.subspace.kernel_dim,
-            "predicted_dead": predicted.shape[1],
-            "tested": "kernel" if self.subspace.kernel_dim else "candidate",
-            "alignment": _alignment(self.tested, native.eigenvectors[:, :1]),
-            "alignment_uniform": _alignment(uniform, native.eigenvectors[:, :1]),
-            "alignment_float64": _alignment(self.tested, exact.eigenvectors[:, :1]),
-            "bottom_simple": simple,
-            "subspace_alignment": _alignment(self.tested, native.eigenvectors[:, :width], every=True),
-            "largest_principal_angle": _largest_angle(predicted, native.eigenvectors),
-            "largest_principal_angle_float64": _largest_angle(predicted, exact.eigenvectors),
-            "lambda_dead": dead,
-            "lambda_dead_floor": dead_floor,
-            "lambda_dead_float64": dead_exact,
-            # The floor is the deviation from the norm that was read: a wrong norm deviates without being rounding.
-            "lambda_dead_at_floor": protocol.status == "ok" and dead <= _AT_FLOOR * dead_floor,
-            "lambda_dead_rank": int((lambdas < dead).sum()),
-            "lambda_min": float(lambdas[0]),
-            "lambda_min_floor": float(noise[0]),
-            "lambda_2": float(lambdas[min(1, size - 1)]),
-            "lambda_mean": native.mean,
-            "lambda_max": float(lambdas[-1]),
-            "spectral_gap": None if at_floor else float(lambdas[min(1, size - 1)] / lambdas[0]),
-            "condition_number": None if at_floor else float(lambdas[-1] / lambdas[0]),
-            "depth_decades": _decades(native.mean, dead),
-            "depth_decades_float64": _decades(exact.mean, dead_exact),
-            "dead_counts": {f"{t:.0e}": exact.dead_count(t) for t in TAUS},
-            "dead_counts_native": {f"{t:.0e}": native.dead_count(t) for t in TAUS},
-            "algebraic_dead": algebraic,
-            "learned_dead": dead_total - algebraic,
-            "effective_rank": native.effective_rank(),
-            "participation_ratio": native.participation_ratio(),
-            "stable_rank": native.stable_rank(),
-            "schur_ratio": self._schur_ratio(native, predicted, dead),
-            "schur_reference": (size - 1) / (count - 1),
-            "protocol": protocol,
-            "warnings": self._warnings(exact, simple=simple),
-        }
-        vectors = {
-            "tested": self.tested,
-            "predicted_dead": predicted,
-            "bottom_eigenvectors": native.eigenvectors[:, :width],
-            "eigenvalues": native.eigenvalues,
-            "eigenvalues_float64": exact.eigenvalues,
-        }
-        return Conclusion(figures, {name: tensor.cpu().numpy() for name, tensor in vectors.items()})
+        if other.count:
+            self.dtype = other.dtype
+        for name in (*_MOMENTS, "error"):
+            getattr(self, name).merge(getattr(other, name))
+        self.residual += other.residual.to(self.residual.device)
+        self.signal += other.signal.to(self.signal.device)
+        if self.kept is not None and other.kept is not None:
+            self.kept += other.kept
 
-    def _algebraic(self, predicted: Tensor, mean: float, tau: float) -> int:
-        """How many of the dead directions lie in the subspace that the gain predicts."""
-        if predicted.shape[1] == 0:
-            return 0
-        values = torch.linalg.eigvalsh(predicted.T @ self.exact.covariance() @ predicted)
-        return int((values <= tau * mean).sum())
+    def same_norm(self, other: NormStatistics) -> bool:
+        """Whether `other` is about the same norm: kind, gain, shift and eps."""
+        mine, theirs = self.norm, other.norm
+        return (
+            (mine.kind, mine.groups, mine.eps, mine.hidden_size)
+            == (theirs.kind, theirs.groups, theirs.eps, theirs.hidden_size)
+            and torch.equal(self.reference.gain.cpu(), other.reference.gain.cpu())
+            and torch.equal(self.reference.shift.cpu(), other.reference.shift.cpu())
+        )
 
-    def _schur_ratio(self, native: Spectrum, predicted: Tensor, dead: float) -> float | None:
-        """1 - S/lambda_dead, S what is left of Var(w.y) after regression on what is outside the dead subspace."""
-        if self.tested.shape[1] != 1 or dead <= 0.0 or self.dtype == torch.float64:  # float64: a ratio of two floors
-            return None
-        covariance = self.native.covariance()
-        excluded = predicted if predicted.shape[1] else self.tested
-        projector = torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)
-        projector = projector - excluded @ excluded.T
-        cross = projector @ (covariance @ self.tested[:, 0])
-        # The excluded directions get the mean variance, so that the system is regular and leaves them out of the
-        # answer.
-        system = projector @ covariance @ projector + native.mean * (excluded @ excluded.T)
-        solution, info = torch.linalg.solve_ex(system, cross)
-        return None if info else float(cross @ solution) / dead
+    def state(self) -> dict[str, Tensor]:
+        """Everything it has seen, as tensors on the CPU, for `restore`; the norm itself is not in it."""
+        state = {"residual": self.residual.cpu(), "signal": self.signal.cpu()}
+        for name in (*_MOMENTS, "error"):
+            state.update({f"{name}.{key}": value for key, value in getattr(self, name).state().items()})
+        return state
 
-    def _warnings(self, exact: Spectrum, *, simple: bool) -> list[str]:
-        size, count = self.subspace.hidden_size, self.native.count
-        found = []
-        if count < 4 * size:
-            found.append(
-                f"only {count / size:.1f} tokens per dimension: small eigenvalues are biased low; use at least 4"
-            )
-        if not simple:
-            found.append("the bottom eigenvalue is not simple: read subspace_alignment, not alignment")
-        blind = [f"{t:.0e}" for t in TAUS if t * exact.mean < exact.floor]
-        if blind:
-            found.append(f"dead counts at {', '.join(blind)} are below what float64 resolves here")
-        return found
-
-
-def _largest_eigenvalue(covariance: Tensor) -> Tensor:
-    """The largest eigenvalue of a small covariance (the variance itself when it is 1 x 1)."""
-    return covariance[0, 0] if covariance.shape == (1, 1) else torch.linalg.eigvalsh(covariance)[-1]
-
-
-def _alignment(directions: Tensor, basis: Tensor, *, every: bool = False) -> float:
-    """Cosine of the smallest (`every`: largest) principal angle between two spans (orthonormal columns)."""
-    return float(torch.linalg.matrix_norm(basis.T @ directions, -2 if every else 2))
-
-
-def _largest_angle(predicted: Tensor, eigenvectors: Tensor) -> float | None:
-    """Largest principal angle, radians, between `predicted` and as many bottom eigenvectors; None where it is empty."""
-    width = predicted.shape[1]
-    if width == 0:
-        return None
-    bottom = eigenvectors[:, :width]
-    # By the sine: arccos of a cosine cannot see angles under 1e-8.
-    rest = predicted - bottom @ (bottom.T @ predicted)
-    return math.asin(min(1.0, float(torch.linalg.matrix_norm(rest, 2))))
-
-
-def _decades(mean: float, value: float) -> float | None:
-    return math.log10(mean / value) if value > 0 and mean > 0 else None
+    def restore(self, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        """Take over what `state` has seen of the same norm, put out in `dtype`."""
+        device = self.tested.device
+        for name in (*_MOMENTS, "error"):
+            kind = Variances if name == "error" else Moments
+            part = {key: state[f"{name}.{key}"] for key in getattr(self, name).state()}
+            setattr(self, name, kind.from_state(part, device))
+        self.residual, self.signal = state["residual"].to(device), state["signal"].to(device)
+        self.dtype = dtype

@@ -60,15 +60,23 @@ class Figures:
             value over the span where several directions are tested.
         largest_principal_angle: between the predicted dead subspace and U_k, radians; None when nothing is predicted
             dead.
+        largest_principal_angle_floor: angle that the rounding of the accumulated covariance may make; a smaller one is
+            at the floor.
         largest_principal_angle_float64: the same for the float64 eigenvectors.
+        largest_principal_angle_float64_floor: its floor.
         lambda_dead: largest native variance along the tested direction(s), from projected tokens.
         lambda_dead_floor: the part of it that the norm's own rounding explains, measured.
-        lambda_dead_float64: the same for the float64 norm.
         lambda_dead_at_floor: whether `lambda_dead` is rounding; never so when the protocol check failed.
-        lambda_dead_rank: number of native eigenvalues below `lambda_dead`.
+        lambda_dead_float64: the same for the float64 norm.
+        lambda_dead_float64_floor: the part of it that float64 rounding explains, d u^2 in the direction's own unit.
+        lambda_dead_float64_at_floor: whether `lambda_dead_float64` is rounding.
+        lambda_dead_rank: number of native eigenvalues below `lambda_dead`; None where it exceeds those solved for.
         lambda_min: smallest native eigenvalue.
-        lambda_min_floor: what it must exceed to mean anything.
+        lambda_min_floor: rounding of the norm and of the covariance along its eigenvector.
+        lambda_min_at_floor: whether `lambda_min` is rounding.
         lambda_2: second smallest.
+        lambda_2_floor: its floor.
+        lambda_2_at_floor: whether `lambda_2` is rounding.
         lambda_mean: trace/d.
         lambda_max: largest.
         spectral_gap: lambda_2/lambda_min; None when lambda_min is at its floor.
@@ -79,11 +87,12 @@ class Figures:
         dead_counts_native: the same for the native output.
         algebraic_dead: dead directions at `tau` that the gain explains.
         learned_dead: those that it does not.
-        effective_rank: exp of the entropy of the normalised singular values.
+        effective_rank: exp of the entropy of the normalised singular values; None with the `bottom` solver.
         participation_ratio: (sum lambda)^2/sum lambda^2.
         stable_rank: sum lambda/lambda_max.
         schur_ratio: 1 - S/lambda_dead, S the variance of w.y left after regression on the other directions; None where
-            lambda_dead is 0, the tested subspace has several directions, or the model runs in float64.
+            lambda_dead is 0, the tested subspace has several directions, the model runs in float64, or the `bottom`
+            solver was asked for.
         schur_reference: (d-1)/(N-1), a lower reference for it, not a null.
         protocol: the check that these figures are about the norm that was read.
         warnings: what limits these figures.
@@ -105,15 +114,22 @@ class Figures:
     bottom_simple: bool
     subspace_alignment: float
     largest_principal_angle: float | None
+    largest_principal_angle_floor: float | None
     largest_principal_angle_float64: float | None
+    largest_principal_angle_float64_floor: float | None
     lambda_dead: float
     lambda_dead_floor: float
-    lambda_dead_float64: float
     lambda_dead_at_floor: bool
-    lambda_dead_rank: int
+    lambda_dead_float64: float
+    lambda_dead_float64_floor: float
+    lambda_dead_float64_at_floor: bool
+    lambda_dead_rank: int | None
     lambda_min: float
     lambda_min_floor: float
+    lambda_min_at_floor: bool
     lambda_2: float
+    lambda_2_floor: float
+    lambda_2_at_floor: bool
     lambda_mean: float
     lambda_max: float
     spectral_gap: float | None
@@ -124,7 +140,7 @@ class Figures:
     dead_counts_native: dict[str, int]
     algebraic_dead: int
     learned_dead: int
-    effective_rank: float
+    effective_rank: float | None
     participation_ratio: float
     stable_rank: float
     schur_ratio: float | None
