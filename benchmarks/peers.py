@@ -7,6 +7,7 @@
 Each row is a fresh process that does its whole job on trained MiniLM: wall time, and peak memory above an interpreter
 that has only imported torch. Rows that run the model see the same 3072 tokens. Without the peers' environment their
 rows say what is missing. What a row's own work costs once model and tokens are in memory stands beside its wall time.
+Every time is the least of its repetitions: what else the machine does only adds. How much else it did is recorded.
 """
 
 from __future__ import annotations
@@ -15,17 +16,17 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-RUNS = 3
+RUNS, REPEATS = 3, 7
 TOKENS, LENGTH, BATCH = 3072, 512, 8  # what `deadreckon measure` takes by itself at 384 dimensions
 TAU = 1e-6
 CHAINS, DRAWS, SEQUENCES, INIT_BATCHES = 4, 200, 32, 32  # devinterp's defaults
@@ -128,12 +129,14 @@ def devinterp_row(path: str, chains: int, draws: int) -> dict[str, Any]:
         each = torch.nn.functional.cross_entropy(scores, torch.arange(len(ids), device=ids.device), reduction="none")
         return each[:, None].expand(-1, ids.shape[1] - 1)
 
+    def least(times: list[float]) -> float:
+        return min(later - earlier for earlier, later in pairwise(times))
+
     started = time.perf_counter()
     n_beta = float(default_nbeta(SEQUENCES))
     result = llc(model, data, {}, lr=1e-7, n_beta=n_beta, loss_fn=loss, num_chains=chains, num_draws=draws)
     seconds = time.perf_counter() - started
-    before = chains * INIT_BATCHES
-    if len(calls) != before + chains * draws or not bool(result["loss_trace"].notnull().all()):
+    if len(calls) != chains * (INIT_BATCHES + draws) or not bool(result["loss_trace"].notnull().all()):
         raise RuntimeError(f"{len(calls)} passes, perhaps not all finite: devinterp's chains did not finish")
     found = {
         "chains": chains,
@@ -142,13 +145,14 @@ def devinterp_row(path: str, chains: int, draws: int) -> dict[str, Any]:
         "tokens_a_draw": ids.numel(),
         "llc": float(result["llc_mean"]),
         "init_loss": float(result["init_loss"]),
-        "seconds_a_draw": (calls[-1] - calls[-draws]) / (draws - 1),
-        "seconds_a_chain_before_its_draws": (calls[before] - started) / chains,
+        "seconds_a_draw": least(calls[-draws:]),
+        "mean_seconds_a_draw": (calls[-1] - calls[-draws]) / (draws - 1),
+        "seconds_a_pass_before_the_draws": least(calls[:INIT_BATCHES]),
     }
     says = "one number for the whole model and one loss, the LLC; no direction, no count, nothing of a norm"
     answer = {"work_seconds": seconds, "found": found, "says": says}
     if (chains, draws) != (CHAINS, DRAWS):
-        chain = found["seconds_a_chain_before_its_draws"] + DRAWS * found["seconds_a_draw"]
+        chain = INIT_BATCHES * found["seconds_a_pass_before_the_draws"] + DRAWS * found["seconds_a_draw"]
         answer["extrapolated_work_seconds"] = CHAINS * chain
     return answer
 
@@ -178,7 +182,7 @@ def weightwatcher_row(path: str) -> dict[str, Any]:
 
 
 def warm_row(path: str) -> dict[str, Any]:
-    """Model and tokens in memory, everything run once before: medians of interleaved repetitions in one process."""
+    """Model and tokens in memory, everything run once before: the least of interleaved repetitions in one process."""
     import deadreckon
 
     model, batches = load(path)
@@ -190,12 +194,12 @@ def warm_row(path: str) -> dict[str, Any]:
         "read": lambda: deadreckon.read(path),
     }
     samples: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(1 + 7):
+    for _ in range(1 + REPEATS):
         for name, work in works.items():
             started = time.perf_counter()
             work()
             samples[name].append(time.perf_counter() - started)
-    return {"seconds": {name: statistics.median(times[1:]) for name, times in samples.items()}}
+    return {"seconds": {name: min(times[1:]) for name, times in samples.items()}}
 
 
 def work(row: str, path: str, chains: int, draws: int) -> dict[str, Any]:
@@ -252,6 +256,12 @@ def told(name: str, answer: dict[str, Any]) -> dict[str, Any]:
     return {"found": found, "says": says}
 
 
+def other_seconds() -> float:
+    """CPU seconds that everything but this command and its finished children has used so far, on Linux."""
+    user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
+
+
 def versions(python: str) -> dict[str, str]:
     """Versions of what a row's interpreter uses."""
     code = (
@@ -282,13 +292,13 @@ def measure_rows(python: str, path: Path, chains: int, draws: int) -> dict[str, 
 
 
 def conclude(samples: dict[str, Any]) -> dict[str, Any]:
-    """Medians, memory above the idle interpreter, ratios and what each row told."""
+    """The least of each row's runs, memory above the idle interpreter, ratios and what each row told."""
 
-    def median(name: str, key: str) -> float:
-        return statistics.median(sample[key] for sample in samples[name])
+    def least(name: str, key: str) -> float:
+        return min(sample[key] for sample in samples[name])
 
     warm = samples["warm"][0]["answer"]["seconds"]
-    whole, own = {name: median(name, "seconds") for name in ("read", "measure")}, warm["measure"]
+    whole, own = {name: least(name, "seconds") for name in ("read", "measure")}, warm["measure"]
     figures: dict[str, Any] = {}
     for label, name in ROWS.items():
         first = samples[name][0]
@@ -298,10 +308,10 @@ def conclude(samples: dict[str, Any]) -> dict[str, Any]:
         row = told(name, first["answer"]) if name in whole else dict(first["answer"])
         answers = [sample["answer"] for sample in samples[name]]
         row["runs"] = len(answers)
-        row["seconds"] = seconds = median(name, "seconds")
-        row["work_seconds"] = statistics.median(a["work_seconds"] for a in answers) if name in PEERS else warm[name]
-        row["peak_mb"] = median(name, "peak_mb")
-        row["peak_mb_above_idle"] = row["peak_mb"] - median("idle of the peers" if name in PEERS else "idle", "peak_mb")
+        row["seconds"] = seconds = least(name, "seconds")
+        row["work_seconds"] = min(a["work_seconds"] for a in answers) if name in PEERS else warm[name]
+        row["peak_mb"] = least(name, "peak_mb")
+        row["peak_mb_above_idle"] = row["peak_mb"] - least("idle of the peers" if name in PEERS else "idle", "peak_mb")
         work_seconds = row.get("extrapolated_work_seconds", row["work_seconds"])
         if "extrapolated_work_seconds" in row:
             row["extrapolated_seconds"] = seconds = seconds - row["work_seconds"] + work_seconds
@@ -366,7 +376,9 @@ def main() -> None:
         path = demo_path("minilm")
     except DeadreckonError as error:
         sys.exit(str(error))
+    started, others = time.perf_counter(), other_seconds()
     samples = measure_rows(python, path, options.chains, options.draws)
+    busy = (other_seconds() - others) / (time.perf_counter() - started)
     figures = conclude(samples)
     warm = samples["warm"][0]["answer"]["seconds"]
     means = [figures[label]["found"]["lambda_mean"] for label, name in ROWS.items() if name in {"measure", "numpy_svd"}]
@@ -376,14 +388,16 @@ def main() -> None:
             "model": "demo:minilm",
             "tokens": TOKENS,
             "same_tokens": {"relative_difference_of_mean_variance": abs(means[0] / means[1] - 1)},
-            "median_of": RUNS,
+            "least_of": RUNS,
+            "cores_busy_with_other_things": busy,
             "peers_libraries": versions(python),
-            "idle_mb": statistics.median(sample["peak_mb"] for sample in samples["idle"]),
-            "warm_seconds": {**warm, "median_of": 7, "measure_over_forward": warm["measure"] / warm["forward"]},
+            "idle_mb": min(sample["peak_mb"] for sample in samples["idle"]),
+            "warm_seconds": {**warm, "least_of": REPEATS, "measure_over_forward": warm["measure"] / warm["forward"]},
             "rows": figures,
         },
     )
     show(figures, warm)
+    print(f"Meanwhile {busy:.2f} of {os.cpu_count()} cores were busy with other things.")
 
 
 if __name__ == "__main__":

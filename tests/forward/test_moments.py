@@ -26,7 +26,7 @@ def test_same_for_every_partition(tokens, sizes):
     whole, parts = of(tokens), of(tokens, sizes)
     # N additions of terms of size |y|^2 ~ 1: N u relative to N is u a term, in a sum of N.
     assert parts.count == whole.count
-    assert (parts.scatter - whole.scatter).abs().max() <= 4 * 3000 * U * whole.scatter.diagonal().max()
+    assert (parts.scatter() - whole.scatter()).abs().max() <= 4 * 3000 * U * whole.scatter().diagonal().max()
     assert torch.allclose(parts.covariance(), torch.cov(tokens.T), rtol=0, atol=1e-12)
 
 

@@ -16,6 +16,8 @@ from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.anatomy import final_norm
 from deadreckon.forward.calibration import english_text, given, random_inputs, text
 from deadreckon.forward.collect import collect
+from deadreckon.forward.conclude import conclude
+from deadreckon.forward.protocol import protocol
 from deadreckon.forward.spectrum import eigensolver
 from deadreckon.forward.tiny import tiny_model
 from deadreckon.kernel.norm import RMSNORM
@@ -48,21 +50,21 @@ def chosen(request):
     return request.getfixturevalue(request.param)
 
 
-def protocol(model, calibration, site, **changes):
+def checked(model, calibration, site, **changes):
     norm = dataclasses.replace(site.norm, **changes)
     statistics = collect(model, dataclasses.replace(site, norm=norm), calibration, tokens=TOKENS).statistics
-    return statistics.protocol()
+    return protocol(statistics)
 
 
 def test_right_description_passes(chosen):
-    found = protocol(*chosen)
+    found = checked(*chosen)
     assert found.status == "ok"
     assert found.norm_residual < 0.5 * found.norm_tolerance
 
 
 def test_gain_off_by_one_percent(chosen):
     gain = chosen[2].norm.gain
-    found = protocol(*chosen, gain=gain * (1 + 0.01 * np.cos(np.arange(gain.size))))
+    found = checked(*chosen, gain=gain * (1 + 0.01 * np.cos(np.arange(gain.size))))
     assert found.status == "failed"
     assert 1e-3 < found.norm_residual < 1e-1
     # In float64 the wrong gain's own kernel is as dead as the right one's: only the residual tells.
@@ -70,7 +72,7 @@ def test_gain_off_by_one_percent(chosen):
 
 
 def test_centring_dropped(chosen):
-    found = protocol(*chosen, kind=dataclasses.replace(chosen[2].norm.kind, centred=False))
+    found = checked(*chosen, kind=dataclasses.replace(chosen[2].norm.kind, centred=False))
     assert found.status == "failed"
 
 
@@ -92,11 +94,11 @@ def test_rmsnorm_swapped_in(chosen):
     model, calibration, site = chosen
     owner, name, other = swapped(model, site)
     try:
-        found = protocol(model, calibration, dataclasses.replace(site, module=other))
+        found = checked(model, calibration, dataclasses.replace(site, module=other))
         assert found.status == "failed"
         assert found.norm_residual > 10 * found.norm_tolerance
         # And described as what it is, it passes, with no kernel predicted.
-        honest = protocol(model, calibration, dataclasses.replace(site, module=other), kind=RMSNORM)
+        honest = checked(model, calibration, dataclasses.replace(site, module=other), kind=RMSNORM)
         assert honest.status == "ok"
         assert honest.kernel_variance is None
     finally:
@@ -109,7 +111,7 @@ def test_variance_alone_is_blind_on_the_trained_model(trained):
     owner, name, other = swapped(model, site)
     try:
         statistics = collect(model, dataclasses.replace(site, module=other), calibration, tokens=TOKENS).statistics
-        figures = statistics.conclude(eigensolver("eigh"), 1e-6).figures
+        figures = conclude(statistics, eigensolver("eigh"), 1e-6).figures
         assert figures["lambda_dead"] / figures["lambda_mean"] < 1e-50
         assert figures["protocol"].status == "failed"
     finally:
@@ -120,7 +122,7 @@ def test_wrong_module(chosen):
     """The norm before the last block is a LayerNorm too, with a gain of its own."""
     model, calibration, site = chosen
     other = next(m for n, m in model.named_modules() if isinstance(m, nn.LayerNorm) and m is not site.module)
-    assert protocol(model, calibration, dataclasses.replace(site, module=other)).status == "failed"
+    assert checked(model, calibration, dataclasses.replace(site, module=other)).status == "failed"
 
 
 @pytest.mark.parametrize("model_type", ["gemma2", "gemma3_text", "nemotron"])
@@ -130,8 +132,8 @@ def test_offset_ignored(model_type):
     redraw_affine(model, "lognormal:0.5", 0)
     chosen = setting(model, random_inputs(model, seed=0, batch_size=8))
     assert chosen[2].norm.gain_offset == 1
-    assert protocol(*chosen).status == "ok"
-    found = protocol(*chosen, gain=chosen[2].norm.gain - 1)
+    assert checked(*chosen).status == "ok"
+    found = checked(*chosen, gain=chosen[2].norm.gain - 1)
     assert found.status == "failed"
     assert found.norm_residual > 0.1
 
@@ -146,7 +148,7 @@ def test_pads_included_change_what_is_measured(trained):
     figures = {}
     for name, batch in {"left out": {"attention_mask": mask}, "included": {}}.items():
         statistics = collect(model, site, given([{"input_ids": ids, **batch}]), tokens=None).statistics
-        figures[name] = statistics.conclude(eigensolver("eigh"), 1e-6).figures
+        figures[name] = conclude(statistics, eigensolver("eigh"), 1e-6).figures
     assert figures["left out"]["tokens"] == int(mask.sum())
     assert figures["included"]["tokens"] == 32 * 96
     assert abs(figures["included"]["lambda_max"] / figures["left out"]["lambda_max"] - 1) > 0.05

@@ -282,7 +282,7 @@ def test_a_checkpoint_is_verified_as_its_files_describe_it(tmp_path, monkeypatch
     def forgetful(*arguments):
         return [dataclasses.replace(norm, gain=norm.gain - norm.gain_offset) for norm in find_norms(*arguments)]
 
-    monkeypatch.setattr("deadreckon.verbs.measure.find_norms", forgetful)
+    monkeypatch.setattr("deadreckon.verbs.subjects.find_norms", forgetful)
     assert measure(tmp_path, tokens=600).protocol.status == "failed"
 
 
@@ -293,7 +293,7 @@ def test_an_architecture_outside_the_atlas_is_described_by_its_module(tmp_path, 
     def unknown(*arguments):
         raise UsageError("not in the atlas")
 
-    monkeypatch.setattr("deadreckon.verbs.measure.find_norms", unknown)
+    monkeypatch.setattr("deadreckon.verbs.subjects.find_norms", unknown)
     found = measure(tmp_path, tokens=600)
     assert (found.described_by, found.protocol.status) == ("module", "ok")
 

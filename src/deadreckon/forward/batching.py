@@ -10,8 +10,7 @@ from torch import Tensor
 
 from deadreckon.errors import UsageError
 from deadreckon.forward.calibration import Batch
-from deadreckon.forward.memory import memory_peak, memory_used
-from deadreckon.forward.room import free_memory
+from deadreckon.forward.memory import free_memory, memory_peak, memory_used
 
 # Beyond it matrix units are full: 4,096 tokens a batch ran as fast as 16,384 (7B, H200), in less memory.
 _FULL = 4096
@@ -92,9 +91,10 @@ class BatchSize:
             torch.cuda.empty_cache()
         self._growing = False
         if rows <= 1:
+            free = free_memory(self._device) or 0
             raise UsageError(
-                f"one row ({what}) does not fit the memory of {self._device}, {(free_memory(self._device) or 0) / 2**30:.1f} GiB "
-                "free: give shorter rows, a smaller dtype (--dtype bfloat16), or spread the model with "
+                f"one row ({what}) does not fit the memory of {self._device}, of which {free / 1e9:.1f} GB are free: give "
+                " shorter rows, a smaller dtype (--dtype bfloat16), or spread the model with "
                 "device_map='auto' (--device-map auto)"
             )
         self.rows = rows // 2

@@ -263,7 +263,8 @@ def _triangular_inverse(lower: Tensor) -> Tensor:
     size, batch = lower.shape[-1], len(lower)
     if size <= 2 * _LEAF or size % 2:
         eye = torch.eye(size, dtype=lower.dtype, device=lower.device).expand_as(lower)
-        return torch.linalg.solve_triangular(lower, eye, upper=False)
+        leaf: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
+        return leaf
     half = size // 2
     both = _triangular_inverse(torch.cat([lower[:, :half, :half], lower[:, half:, half:]]))
     first, second = both[:batch], both[batch:]
@@ -279,13 +280,15 @@ def _eigenvalue_error(ritz: _Ritz) -> Tensor:
     below = torch.cat([torch.full_like(steps[:, :1], torch.inf), steps[:, :-1]], -1)
     gap = torch.minimum(below, steps - ritz.residual[:, 1:]).clamp(min=0)
     residual = ritz.residual[:, :-1]
-    return torch.where(gap > residual, torch.minimum(residual, residual.square() / gap), residual)
+    error: Tensor = torch.where(gap > residual, torch.minimum(residual, residual.square() / gap), residual)
+    return error
 
 
 def _nothing_below(matrices: Tensor, values: Tensor, vectors: Tensor, floor: Tensor) -> Tensor:
-    """Whether the matrices have no eigenvalue below the largest of `values` but those (to a thousandth, or rounding)."""
+    """Whether no eigenvalue but those of `values` lies below the largest of them, to a thousandth or to rounding."""
     bound = values[:, -1] - torch.maximum(1e-3 * values[:, -1], 8 * floor)
     lift = vectors * (2 * values[:, -1:, None].abs() + floor[:, None, None])
     tested = matrices + lift @ vectors.mT
     tested.diagonal(dim1=-2, dim2=-1).sub_(bound[:, None])
-    return torch.linalg.cholesky_ex(tested).info == 0
+    info: Tensor = torch.linalg.cholesky_ex(tested).info
+    return info == 0

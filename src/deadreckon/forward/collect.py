@@ -71,7 +71,8 @@ def collect(
     seen: set[int] | None = set()
     with evaluating(model), capture(site.module, site.path) as captured:
         for number, batch in enumerate(calibration.batches()):
-            rows, mask = Rows.of(batch), _mask(model, site, batch)
+            rows = Rows.of(batch)
+            mask = _mask(model, site, batch, rows)
             allowed = budget.allowed(rows, mask)
             mine = share.of(first, rows.count)
             first += rows.count
@@ -88,7 +89,8 @@ def collect(
                     size.failed(len(chosen), ", ".join(f"{k} {tuple(v.shape)}" for k, v in part.items() if _is(v)))
                     continue
                 inputs, outputs = (_by_row(tensor, len(chosen), site) for tensor in pair)
-                allowed = budget.allowed(rows, mask, outputs.shape[1]) if allowed is None else allowed
+                if allowed is None:
+                    allowed = budget.learned(rows, outputs.shape[1])
                 keep = _kept(mask, chosen, [allowed[row] if row in mine else 0 for row in chosen], outputs, site)
                 taken = _select(outputs, keep)
                 if not torch.isfinite(taken).all():
@@ -98,7 +100,7 @@ def collect(
                     )
                 statistics.update(_select(inputs, keep), taken)
                 ids = _ids(part, outputs.shape[:2])
-                seen = None if ids is None or seen is None else seen | set(_select(ids, keep).unique().tolist())
+                seen = None if ids is None or seen is None else seen | set(torch.unique(_select(ids, keep)).tolist())
                 size.ran(len(chosen), outputs.shape[0] * outputs.shape[1])
                 queue = queue[len(chosen) :]
                 if progress:
@@ -115,17 +117,19 @@ class _Budget:
         self._left = tokens
         self._lengths: dict[tuple[object, ...], int] = {}
 
-    def allowed(self, rows: Rows, mask: Tensor | None, length: int | None = None) -> list[int] | None:
+    def allowed(self, rows: Rows, mask: Tensor | None) -> list[int] | None:
         """Tokens to take of each row: its unmasked ones, as far as wanted; None while the rows' length is unknown."""
-        key = rows.key()
-        if length is not None:
-            self._lengths[key] = length
         if mask is not None:
-            lengths = mask.reshape(rows.count, -1).sum(1).tolist()
-        elif key in self._lengths:
-            lengths = [self._lengths[key]] * rows.count
-        else:
-            return None
+            return self._within([int(length) for length in mask.sum(1)])
+        length = self._lengths.get(rows.key())
+        return None if length is None else self._within([length] * rows.count)
+
+    def learned(self, rows: Rows, length: int) -> list[int]:
+        """The same, after a row was seen to have `length` tokens."""
+        self._lengths[rows.key()] = length
+        return self._within([length] * rows.count)
+
+    def _within(self, lengths: list[int]) -> list[int]:
         if self._left is None:
             return lengths
         taken, left = [], self._left
@@ -173,11 +177,10 @@ def _kept(
             return None
         real = torch.ones(rows, length, dtype=torch.bool, device=outputs.device)
     else:
-        real = mask.reshape(-1, mask.shape[-1])
-        real = (real[list(chosen)] if len(real) != rows else real).reshape(rows, -1).to(outputs.device)
+        real = mask[list(chosen)].to(outputs.device)
         if real.shape != (rows, length):
             raise UsageError(
-                f"the attention mask has shape {tuple(mask.shape)} and {site.path} ran on {rows} x {length} tokens: "
+                f"the attention mask has {mask.shape[1]} entries a row and {site.path} ran on {length} tokens a row: "
                 "give batches whose mask has one entry a token"
             )
     wanted = torch.tensor(allowed, device=outputs.device)
@@ -189,11 +192,11 @@ def _select(tensor: Tensor, keep: Tensor | None) -> Tensor:
     return tensor.flatten(0, 1) if keep is None else tensor[keep]
 
 
-def _mask(model: nn.Module, site: NormSite, batch: Batch) -> Tensor | None:
-    """Which positions hold real tokens, where the batch says so, bool."""
+def _mask(model: nn.Module, site: NormSite, batch: Batch, rows: Rows) -> Tensor | None:
+    """Which positions hold real tokens, shape (rows, tokens of a row), where the batch says so."""
     decoder = getattr(getattr(model, "config", None), "is_encoder_decoder", False) and not _in_encoder(model, site)
     mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
-    return mask.bool() if isinstance(mask, Tensor) else None
+    return mask.bool().reshape(rows.count, -1) if isinstance(mask, Tensor) else None
 
 
 def _in_encoder(model: nn.Module, site: NormSite) -> bool:

@@ -127,7 +127,7 @@ def conclude(statistics: NormStatistics, solver: Eigensolver, tau: float) -> Con
 
 
 def _spectra(statistics: NormStatistics, solver: Eigensolver, at_least: int) -> list[Spectrum]:
-    kept = [None, None]
+    kept: list[Tensor | None] = [None, None]
     if statistics.kept is not None:
         kept = [torch.cat(batches) for batches in zip(*statistics.kept, strict=True)]
     spectra = []
@@ -140,10 +140,8 @@ def _spectra(statistics: NormStatistics, solver: Eigensolver, at_least: int) -> 
 
 
 def _noise(statistics: NormStatistics, vectors: Tensor) -> Tensor:
-    """Variance that the norm's own rounding has along unit vectors (columns), shape (k,).
-
-    Measured along the tested directions; elsewhere the errors of different coordinates are taken as independent.
-    """
+    """Variance that the norm's own rounding has along unit vectors (columns), shape (k,)."""
+    # Measured along the tested directions; elsewhere the errors of different coordinates are taken as independent.
     inside = statistics.tested.T @ vectors
     along = (inside * (statistics.projected_error.covariance() @ inside)).sum(0)
     outside = vectors - statistics.tested @ inside
@@ -172,7 +170,8 @@ def _schur_ratio(statistics: NormStatistics, native: Spectrum, predicted: Tensor
     # The excluded directions get the mean variance, so that the system is regular and leaves them out of the answer.
     system = projector @ covariance @ projector + native.mean * (excluded @ excluded.T)
     solution, info = torch.linalg.solve_ex(system, cross)
-    return None if info else float(cross @ solution) / dead
+    explained = float(cross @ solution)
+    return None if info else explained / dead
 
 
 def _warnings(count: int, exact: Spectrum, *, simple: bool) -> list[str]:

@@ -53,6 +53,8 @@ def together(device: torch.device) -> Iterator[Share]:
 
     Raises:
         UnreachableError: the other processes cannot be reached, or one of them ended before the work was done.
+        RuntimeError: anything else that the work raises passes unchanged.
+        ValueError: likewise.
     """
     joined = not dist.is_initialized()
     try:

@@ -12,9 +12,7 @@ from deadreckon.forward.anatomy import run
 from deadreckon.forward.calibration import Batch
 
 
-def where_nonfinite(
-    model: nn.Module, batch: Batch, rows: Sequence[int], outputs: Tensor, keep: Tensor | None
-) -> str:
+def where_nonfinite(model: nn.Module, batch: Batch, rows: Sequence[int], outputs: Tensor, keep: Tensor | None) -> str:
     """The row and token of the first bad value among the kept ones, and the module that first put one out.
 
     Args:

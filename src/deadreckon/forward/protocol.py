@@ -49,11 +49,9 @@ def protocol(statistics: NormStatistics) -> Protocol:
 
 
 def rounding_unit(statistics: NormStatistics) -> torch.Tensor:
-    """Variance along each tested direction in which relative rounding of size u counts u^2, shape (k,).
-
-    Along a direction w of a group, w.y = sum(z)/|gain^-1|: the unit is the number of its coordinates over |gain^-1|^2.
-    Along a zero gain, w.y = gain * z: the mean variance.
-    """
+    """Variance along each tested direction in which relative rounding of size u counts u^2, shape (k,)."""
+    # Along a direction w of a group, w.y = sum(z)/|gain^-1|: the number of its coordinates over |gain^-1|^2. Along a
+    # zero gain, w.y = gain * z: the mean variance.
     columns = statistics.tested.T
     support = columns != 0
     sizes = support.sum(1).to(torch.float64)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from deadreckon.errors import UsageError
+from deadreckon.forward.memory import free_memory
 from deadreckon.forward.placement import as_device, where_of
 
 _NARROWER = (torch.float32, torch.bfloat16)
@@ -27,27 +28,6 @@ def bytes_of(model: nn.Module, dtype: torch.dtype | None = None) -> int:
     """
     tensors = [*model.parameters(), *model.buffers()]
     return sum(t.numel() * (dtype or t.dtype).itemsize if t.is_floating_point() else t.nbytes for t in tensors)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be allocated on a device; None where that is not known.
-
-    Args:
-        device: of this machine.
-
-    Returns:
-        For a GPU also what torch holds there without using it; for the CPU what can be had without swapping.
-    """
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    if device.type != "cpu":
-        return None
-    try:
-        import psutil  # type: ignore[import-untyped, unused-ignore]
-    except ImportError:  # it comes with accelerate, which only device maps need
-        return None
-    return int(psutil.virtual_memory().available)
 
 
 def check_room(model: nn.Module, device_map: Mapping[str, Any], name: str) -> None:

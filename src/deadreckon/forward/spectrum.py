@@ -59,7 +59,9 @@ class Spectrum:
         """
         dead = int((self.eigenvalues <= tau * self.mean).sum())
         if self.rest is not None and dead == len(self.eigenvalues):
-            raise UsageError(f"more than {dead - 1} directions are dead at {tau:g}: solve for the whole spectrum (eigh)")
+            raise UsageError(
+                f"more than {dead - 1} directions are dead at {tau:g}: solve for the whole spectrum (eigh)"
+            )
         return dead
 
     def effective_rank(self) -> float | None:
@@ -121,7 +123,7 @@ class Eigh(Eigensolver):
 
 
 class BottomEnd(Eigensolver):
-    """The few smallest eigenpairs alone, certified, and single numbers that need no others: `deadreckon.forward.bottom`.
+    """The few smallest eigenpairs alone, certified (`deadreckon.forward.bottom`), and what needs no others.
 
     Where the certificate fails, or the bottom reaches further up than was solved for, it is `Eigh` after all.
     """
