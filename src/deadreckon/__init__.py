@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.measure import measure
     from deadreckon.verbs.read import read
+    from deadreckon.verbs.shards import measure_shard, merge_shards
 
 __version__ = "0.1.0"
 
@@ -38,6 +39,8 @@ _HOMES = {
     "Reading": "results.reading",
     "classify": "verbs.classify",
     "measure": "verbs.measure",
+    "measure_shard": "verbs.shards",
+    "merge_shards": "verbs.shards",
     "read": "verbs.read",
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
@@ -55,6 +58,8 @@ __all__ = [
     "Reading",
     "classify",
     "measure",
+    "measure_shard",
+    "merge_shards",
     "read",
     "register_eigensolver",
     "register_format",

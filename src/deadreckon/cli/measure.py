@@ -7,19 +7,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deadreckon.cli.output import emit, model_argument, output_options, progress
-from deadreckon.errors import UnreachableError
+from deadreckon.cli.output import emit, output_options, progress
+from deadreckon.errors import UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from deadreckon.results.measurement import Figures, Gap, GapFigure, Measurement
+    from deadreckon.results.measurement import Figures, Gap, GapFigure, Measurement, Shard
 
 PROTOCOL_FAILED = 1
 
 
-@click.command()
-@model_argument
+def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    """Rows, or None where memory decides."""
+    if value == "auto":
+        return None
+    rows: int = click.INT.convert(value, param, ctx)
+    if rows < 1:
+        raise click.BadParameter(f"{rows} is not a number of sequences: give auto or at least 1", ctx, param)
+    return rows
+
+
+@click.command(epilog="Under torchrun the processes share the tokens, and the first one reports.")
+@click.argument("models", nargs=-1, metavar="MODEL | --merge FILE...")
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens to measure.  [default: 8 d]")
 @click.option(
     "--twin", type=click.IntRange(min=0), default=0, show_default=True, help="Random-init twins to measure too."
@@ -32,18 +42,38 @@ PROTOCOL_FAILED = 1
 )
 @click.option("--norm", metavar="NAME", help="Another norm, by module path or gain tensor.")
 @click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of random: models and twins.")
-@click.option("--solver", default="eigh", show_default=True, help="eigh, or svd of the centred outputs themselves.")
+@click.option(
+    "--solver",
+    default="eigh",
+    show_default=True,
+    help="eigh: whole spectrum; bottom: its certified bottom end, fast; svd: of the outputs themselves.",
+)
 @click.option(
     "--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and inputs.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or float64.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True, help="Sequences a batch.")
+@click.option(
+    "--device-map", metavar="POLICY", help="Spread the model over devices: auto, balanced, balanced_low_0, sequential."
+)
+@click.option("--max-memory", metavar="cpu=8GB,0=40GB", help="Most weights a device may hold; the rest waits on disk.")
+@click.option(
+    "--batch-size",
+    metavar="auto|N",
+    callback=_batch_size,
+    default="auto",
+    show_default=True,
+    help="Sequences a forward; auto asks the memory.",
+)
+@click.option("--shard", metavar="i/n", help="Measure one of n shares of the tokens and --save its moments.")
+@click.option("--merge", is_flag=True, help="Conclude from the files that all shards saved.")
 @click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a checkpoint run.")
 @output_options
 def measure(
-    model: str,
+    models: tuple[str, ...],
+    shard: str | None,
+    merge: bool,
     as_json: bool,
     out: Path | None,
     save: Path | None,
@@ -51,13 +81,52 @@ def measure(
     **options: Any,
 ) -> int:
     """Verify MODEL's dead subspace in one forward pass, and compare it with random-init twins."""
+    _check(models, shard=shard, merge=merge, save=save)
     prepare_torch()
-    from deadreckon.verbs.measure import measure as run
+    from deadreckon.forward.distributed import launched, leads
 
-    with progress(model, quiet=quiet) as update:
-        measurement = run(model, progress=lambda done, total: update(model, done, total), **options)
+    if merge:
+        from deadreckon.verbs.shards import merge_shards
+
+        measurement = merge_shards(models, solver=options["solver"], tau=options["tau"])
+    else:
+        model = models[0]
+        together = launched() and shard is None
+        with progress(model, quiet=quiet or (together and not leads())) as update:
+            options["progress"] = lambda done, total: update(model, done, total)
+            if shard is not None:
+                from deadreckon.verbs.shards import measure_shard
+
+                part = measure_shard(model, shard, **{k: v for k, v in options.items() if k not in {"solver", "tau"}})
+                emit(part, lambda: shard_table(part), as_json=as_json, out=out, save=save)
+                return 0
+            from deadreckon.verbs.measure import measure as run
+
+            measurement = run(model, distribute=together, **options)
+        if together and not leads():
+            return 0
     emit(measurement, lambda: measurement_table(measurement), as_json=as_json, out=out, save=save)
     return 0 if measurement.protocol.status == "ok" else PROTOCOL_FAILED
+
+
+def _check(models: tuple[str, ...], *, shard: str | None, merge: bool, save: Path | None) -> None:
+    """Refuse options that exclude each other."""
+    ctx = click.get_current_context()
+    given = {
+        name for name in ctx.params if ctx.get_parameter_source(name) not in {click.core.ParameterSource.DEFAULT, None}
+    }
+    if merge:
+        extra = sorted(given - {"merge", "models", "solver", "tau", "as_json", "out", "save", "quiet"})
+        if extra:
+            raise UsageError(f"--merge concludes from what was measured: leave out --{extra[0].replace('_', '-')}")
+        return
+    if len(models) != 1:
+        raise UsageError(f"{len(models)} models were named: measure takes one (or files after --merge)")
+    if shard is not None:
+        if save is None:
+            raise UsageError("--shard needs --save FILE.safetensors: its moments are what --merge concludes from")
+        if extra := sorted(given & {"solver", "tau"}):
+            raise UsageError(f"--{extra[0]} is for the conclusion: give it to --merge")
 
 
 def prepare_torch() -> None:
@@ -120,9 +189,25 @@ def _rows(columns: list[Figures]) -> list[tuple[str, list[str]]]:
         ("alignment of 1/sqrt(d)", [f"{f.alignment_uniform:.6f}" for f in columns]),
         ("variance along it / mean, as run", [share_of_mean(f, f.lambda_dead) for f in columns]),
         ("  the same in float64", [share_of_mean(f, f.lambda_dead_float64) for f in columns]),
-        ("effective rank", [f"{f.effective_rank:.1f} of {f.hidden_size}" for f in columns]),
+        ("effective rank", [_rank(f) for f in columns]),
     ]
     return rows
+
+
+def shard_table(shard: Shard) -> RenderableType:
+    """What a shard measured, and what is left to do."""
+    from rich.console import Group
+    from rich.table import Table
+
+    table = Table(show_header=False, title="Shard", title_justify="left")
+    for label, value in shard.headline():
+        table.add_row(label, value)
+    return Group(table, "next: deadreckon measure --merge FILE... with the files of all shards")
+
+
+def _rank(figures: Figures) -> str:
+    rank = figures.effective_rank
+    return "-" if rank is None else f"{rank:.1f} of {figures.hidden_size}"
 
 
 def dead_measured(figures: Figures) -> str:

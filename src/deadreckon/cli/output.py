@@ -57,7 +57,7 @@ def emit(
     if save is not None:
         from safetensors.numpy import save as serialise
 
-        metadata = {"schema": record.schema, "model": record.model, "deadreckon": record.deadreckon}
+        metadata = {"schema": record.schema, "record": record.to_json()}
         _write(save, serialise({name: array.copy() for name, array in record.vectors.items()}, metadata))
     if out is not None:
         _write(out, (record.to_json() + "\n").encode())

@@ -93,8 +93,8 @@ class BatchSize:
         if rows <= 1:
             free = free_memory(self._device) or 0
             raise UsageError(
-                f"one row ({what}) does not fit the memory of {self._device}, of which {free / 1e9:.1f} GB are free: give "
-                " shorter rows, a smaller dtype (--dtype bfloat16), or spread the model with "
+                f"one row ({what}) does not fit: {free / 1e9:.1f} GB are free on {self._device}; "
+                "give shorter rows, a smaller dtype (--dtype bfloat16), or spread the model with "
                 "device_map='auto' (--device-map auto)"
             )
         self.rows = rows // 2

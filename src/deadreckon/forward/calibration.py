@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,12 +115,16 @@ def text(tokenizer: Any, texts: Sequence[str], config: Any, *, describe: str, ba
     """
     length = _sequence_length(config, getattr(tokenizer, "model_max_length", None))
 
-    def batches() -> Iterator[Batch]:
-        encoded = tokenizer(
+    @cache  # every pass and every twin sees the same sequences, and cutting them takes longer than reading them
+    def sequences() -> list[list[int]]:
+        encoded: list[list[int]] = tokenizer(
             list(texts), truncation=True, max_length=length, return_overflowing_tokens=True, return_attention_mask=False
         )["input_ids"]
         # Full sequences first: batches are then padded only where the texts run out.
-        encoded.sort(key=len, reverse=True)
+        return sorted(encoded, key=len, reverse=True)
+
+    def batches() -> Iterator[Batch]:
+        encoded = sequences()
         for start in range(0, len(encoded), batch_size):
             yield _with_decoder(_padded(encoded[start : start + batch_size], config), config)
 

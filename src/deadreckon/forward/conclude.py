@@ -169,9 +169,12 @@ def _schur_ratio(statistics: NormStatistics, native: Spectrum, predicted: Tensor
     cross = projector @ (covariance @ tested[:, 0])
     # The excluded directions get the mean variance, so that the system is regular and leaves them out of the answer.
     system = projector @ covariance @ projector + native.mean * (excluded @ excluded.T)
+    solution: Tensor
     solution, info = torch.linalg.solve_ex(system, cross)
+    if bool(info):
+        return None
     explained = float(cross @ solution)
-    return None if info else explained / dead
+    return explained / dead
 
 
 def _warnings(count: int, exact: Spectrum, *, simple: bool) -> list[str]:

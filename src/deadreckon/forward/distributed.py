@@ -34,6 +34,11 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def leads() -> bool:
+    """Whether this process is the one that reports."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_device() -> str:
     """The accelerator of this process among those of its machine, or ``cpu``."""
     if not torch.cuda.is_available():

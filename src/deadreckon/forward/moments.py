@@ -9,7 +9,7 @@ follows from the scatter by adding that term, which loses nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ CHUNK = 4096
 _SMALLEST_TILE = 256
 
 
-class Centred(NamedTuple):
+@dataclass(frozen=True)
+class Centred:
     """Vectors about their own mean, in float64: what one update of `Moments` adds."""
 
     count: int
@@ -70,7 +71,7 @@ class Moments:
 
     def update(self, vectors: Tensor) -> None:
         """Add a batch of vectors, shape (n, d), any real dtype and device; they are not changed."""
-        for chunk in vectors.split(CHUNK):
+        for chunk in torch.split(vectors, CHUNK):
             self.add(Centred.of(chunk.to(self.device)))
 
     def add(self, batch: Centred) -> None:
@@ -194,7 +195,8 @@ class Variances:
 
     def variance(self) -> Tensor:
         """Variance of each coordinate, shape (d,)."""
-        return self.squares / (self.count - 1)
+        variance: Tensor = self.squares / (self.count - 1)
+        return variance
 
     def state(self) -> dict[str, Tensor]:
         """Everything it holds, as tensors on the CPU, for `from_state`."""

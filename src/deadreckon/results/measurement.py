@@ -243,6 +243,68 @@ class Measurement(Figures, Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shard(Record):
+    """One share of a measurement, not concluded: the result of ``measure --shard``.
+
+    Attributes:
+        revision: revision of the model, where it has one.
+        norm: module path of the norm.
+        kind: layernorm | rmsnorm.
+        hidden_size: d.
+        groups: groups that are normalised apart.
+        eps: of the norm.
+        gain_offset: what the module adds to its stored gain.
+        dtype: of the norm's output.
+        described_by: checkpoint | module.
+        files: the files that were loaded.
+        data: what the calibration tokens are.
+        seed: seed of everything random.
+        affine: how gains and shifts were redrawn, or None.
+        twins: seeds of the random-init twins that were measured too.
+        shard: which share, i/n.
+        tokens: tokens in this share.
+        wanted_tokens: tokens asked for over all shares; None for all there are.
+        distinct_inputs: number of distinct token ids in this share; None for other inputs.
+        environment: device, dtype and versions.
+        seconds: wall time, loading included.
+        warnings: what limits the figures.
+    """
+
+    kind_of_record: ClassVar[str] = "deadreckon.shard/1"
+
+    revision: str | None
+    norm: str
+    kind: str
+    hidden_size: int
+    groups: int
+    eps: float | None
+    gain_offset: float
+    dtype: str
+    described_by: str
+    files: list[FileStamp]
+    data: str
+    seed: int
+    affine: str | None
+    twins: list[int]
+    shard: str
+    tokens: int
+    wanted_tokens: int | None
+    distinct_inputs: int | None
+    environment: Environment
+    seconds: float
+    warnings: list[str]
+
+    def headline(self) -> list[tuple[str, str]]:
+        """Model, norm, and how much of the whole this is."""
+        return [
+            ("model", self.model),
+            ("norm", f"{self.norm} ({self.kind}, d = {self.hidden_size})"),
+            ("shard", self.shard),
+            ("tokens", str(self.tokens)),
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demonstration(Record):
     """What was read and what was measured on the demo models: the result of ``demo``."""
 

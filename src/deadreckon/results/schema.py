@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from deadreckon.results import measurement, reading
-from deadreckon.results.measurement import Demonstration, Measurement
+from deadreckon.results.measurement import Demonstration, Measurement, Shard
 from deadreckon.results.reading import Classifications, Reading
 from deadreckon.results.record import Record
 
-RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Measurement, Demonstration)
+RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Measurement, Shard, Demonstration)
 
 
 def json_schema(record: type[Record]) -> dict[str, Any]:
