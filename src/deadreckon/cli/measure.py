@@ -22,10 +22,9 @@ def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int |
     """Rows, or None where memory decides."""
     if value == "auto":
         return None
-    rows: int = click.INT.convert(value, param, ctx)
-    if rows < 1:
-        raise click.BadParameter(f"{rows} is not a number of sequences: give auto or at least 1", ctx, param)
-    return rows
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f"{value!r} is not a number of sequences: give auto or at least 1", ctx, param)
+    return int(value)
 
 
 @click.command(epilog="Under torchrun the processes share the tokens, and the first one reports.")

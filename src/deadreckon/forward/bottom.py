@@ -20,15 +20,17 @@ from torch import Tensor
 
 from deadreckon.forward.precision import UNIT_ROUNDOFF
 
-_EXTRA = 4  # vectors beside the wanted ones in each Krylov block
-_BLOCKS = 32
-_FIRST_CHECK = 3
-_CHECK_EVERY = 5
-_TOP_BLOCK = 4
-_TOP_TOLERANCE = 1e-2
+_WIDTH = 4  # vectors in a Krylov block, if not more are wanted
+_EXTRA = 4  # vectors beside the wanted ones
+_BLOCKS = 36
+_CHECKS = (3, 16, 20, 24, 28, 32, 36)  # a separated bottom is found in three blocks, the edge of a bulk in two dozen
+_TOP_CHECKS = (3, 8, 16, 24, 36)
+_TOP_TOLERANCE = 5e-2
+_SMALL = 128  # up to this size an eigenproblem costs the host less than an accelerator's launches
 _MANY = 4  # from so many matrices on, factoring them together beats the library's one at a time on an accelerator
-_PANEL = 512
-_LEAF = 32
+_PANEL = 256
+_LEAF = 128
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Bottom:
         error: bound on the distance of each eigenvalue from an exact one, shape (b, k).
         log_det: shape (b,); NaN where the matrix is singular to rounding.
         certified: whether every error is within the tolerance, shape (b,), bool.
-        complete: whether no other eigenvalue lies below these, shape (b,), bool; None where it was not asked.
+        complete: whether no other eigenvalue lies below these (or the ceiling), shape (b,); None if it was not asked.
     """
 
     eigenvalues: Tensor
@@ -53,35 +55,46 @@ class Bottom:
 
 
 def bottom(
-    matrices: Tensor, count: int, *, start: Tensor | None = None, tolerance: float = 1e-3, complete: bool = False
+    matrices: Tensor,
+    count: int,
+    *,
+    scale: Tensor | None = None,
+    tolerance: float = 1e-3,
+    ceiling: Tensor | None = None,
+    complete: bool = False,
 ) -> Bottom:
     """The `count` smallest eigenpairs of each matrix, and its log determinant.
 
     Args:
         matrices: symmetric positive semidefinite, shape (b, d, d), float64.
         count: k, at least 1 and below d/8; for a small fraction of d this pays.
-        start: guesses of bottom eigenvectors, shape (d, s); a good one saves steps, a bad one costs nothing.
+        scale: about the largest eigenvalue of each, shape (b,), where it is known already.
         tolerance: relative error at which an eigenvalue is certified; one at the rounding of the matrix,
             d * u * lambda_max, is certified by an absolute error of that size.
-        complete: also prove that no smaller eigenvalue was missed, at the cost of another factorisation.
+        ceiling: values above it, shape (b,), need no certificate: they are upper bounds, and cost most of the work.
+        complete: also prove that no eigenvalue below the largest certified one, or below the ceiling, was missed, at
+            the cost of another factorisation.
 
     Returns:
         The pairs. Uncertified ones are still the best found: the caller falls back to a full solve.
     """
-    floor = matrices.shape[-1] * UNIT_ROUNDOFF * largest_eigenvalue(matrices, blocks=_FIRST_CHECK).value
+    scale = largest_eigenvalue(matrices, blocks=_TOP_CHECKS[0]).value if scale is None else scale
+    floor = matrices.shape[-1] * UNIT_ROUNDOFF * scale
     factor = _factor(matrices, floor)
-    space = _Krylov(matrices, _first_block(matrices, count + _EXTRA, start))
+    space = _Krylov(matrices, _first_block(matrices, max(_WIDTH, count + _EXTRA)))
     while True:
         space.extend(factor.solve(space.last))
-        if space.full or (space.blocks - _FIRST_CHECK) % _CHECK_EVERY == 0:
+        if space.full or space.blocks in _CHECKS:
             ritz = space.pairs(slice(0, count + 1))
             error = _eigenvalue_error(ritz)
-            certified = (error <= torch.maximum(tolerance * ritz.values[:, :count], floor[:, None])).all(-1)
-            certified &= ritz.normal & factor.worked
+            values, vectors = ritz.values[:, :count], ritz.vectors[..., :count]
+            done = error <= torch.maximum(tolerance * values, floor[:, None])
+            if ceiling is not None:
+                done |= values - error > ceiling[:, None]
+            certified = done.all(-1) & factor.worked
             if space.full or bool(certified.all()):
                 break
-    values, vectors = ritz.values[:, :count], ritz.vectors[..., :count]
-    proof = _nothing_below(matrices, values, vectors, floor) if complete else None
+    proof = _nothing_below(matrices, values, vectors, floor, ceiling) if complete else None
     return Bottom(values, vectors, error, factor.log_det, certified, proof)
 
 
@@ -93,11 +106,11 @@ class Largest(NamedTuple):
 
 
 def largest_eigenvalue(matrices: Tensor, *, blocks: int = _BLOCKS) -> Largest:
-    """Largest eigenvalue of each matrix, shape (b, d, d), to a hundredth; `blocks` bounds the work."""
-    space = _Krylov(matrices, _first_block(matrices, _TOP_BLOCK, None))
+    """Largest eigenvalue of each matrix, shape (b, d, d), to a few hundredths; `blocks` bounds the work."""
+    space = _Krylov(matrices, _first_block(matrices, _WIDTH))
     while True:
         space.extend(matrices @ space.last)
-        if space.full or space.blocks >= blocks or space.blocks % _CHECK_EVERY == 0:
+        if space.full or space.blocks in _TOP_CHECKS:
             ritz = space.pairs(slice(-1, None))
             value, error = ritz.values[:, 0], ritz.residual[:, 0]
             if space.full or space.blocks >= blocks or bool((error <= _TOP_TOLERANCE * value).all()):
@@ -105,12 +118,11 @@ def largest_eigenvalue(matrices: Tensor, *, blocks: int = _BLOCKS) -> Largest:
 
 
 class _Ritz(NamedTuple):
-    """Ritz values, vectors and residual norms; whether the vectors have the norm that they should."""
+    """Ritz values, vectors and residual norms."""
 
     values: Tensor
     vectors: Tensor
     residual: Tensor
-    normal: Tensor
 
 
 class _Krylov:
@@ -142,7 +154,7 @@ class _Krylov:
     def extend(self, block: Tensor) -> None:
         """Append what is new in `block`, shape (b, d, p)."""
         basis = self._basis[..., : self._filled]
-        for _ in range(2):  # twice is enough (Kahan, Parlett)
+        for _ in range(2):  # twice is enough (Kahan, Parlett), orthonormalised between: what is new may be tiny
             block = _orthonormal(block - basis @ (basis.mT @ block))
         self._append(block)
 
@@ -153,33 +165,33 @@ class _Krylov:
         self._imaged = self._filled
         basis, image = self._basis[..., : self._filled], self._image[..., : self._filled]
         projected = basis.mT @ image
-        # On the host: eigenproblems of a hundred cost an accelerator more than the copy.
-        values, vectors = torch.linalg.eigh(((projected + projected.mT) / 2).cpu())
+        where = "cpu" if self._filled <= _SMALL else basis.device
+        values, vectors = torch.linalg.eigh(((projected + projected.mT) / 2).to(where))
         values, vectors = values[:, which].to(basis.device), vectors[..., which].to(basis.device)
-        ritz = basis @ vectors
-        residual = torch.linalg.vector_norm(image @ vectors - ritz * values[:, None], dim=-2)
-        norms = torch.linalg.vector_norm(ritz, dim=-2)
-        return _Ritz(values, ritz, residual, ((norms - 1).abs() < 1e-6).all(-1))
+        ritz, image = basis @ vectors, image @ vectors
+        norms = torch.linalg.vector_norm(ritz, dim=-2, keepdim=True)
+        ritz, image = ritz / norms, image / norms
+        # The quotient of the very vector, whatever the basis lost: the bounds on its error are about that.
+        values = (ritz * image).sum(-2)
+        return _Ritz(values, ritz, torch.linalg.vector_norm(image - ritz * values[:, None], dim=-2))
 
 
-def _first_block(matrices: Tensor, width: int, start: Tensor | None) -> Tensor:
+def _first_block(matrices: Tensor, width: int) -> Tensor:
     size = matrices.shape[-1]
     generator = torch.Generator().manual_seed(0)
     block = torch.randn(size, min(width, size), generator=generator, dtype=matrices.dtype).to(matrices.device)
-    if start is not None:
-        kept = min(start.shape[1], block.shape[1] - 1)  # a random vector stays: a guess may be orthogonal to the answer
-        block[:, :kept] = start[:, :kept]
     return block.expand(matrices.shape[0], -1, -1)
 
 
 def _orthonormal(block: Tensor) -> Tensor:
-    """Orthonormal basis of the span of a few independent columns, by the Cholesky factor of their Gram, twice."""
-    block = block / torch.linalg.vector_norm(block, dim=-2, keepdim=True).clamp(min=torch.finfo(block.dtype).tiny)
-    for _ in range(2):
+    """Orthonormal columns with the span of `block`, also where that is singular to rounding (Fukaya et al. 2020)."""
+    if len(block) < _MANY:
+        return torch.linalg.qr(block).Q
+    for shift in (block.shape[-2] * UNIT_ROUNDOFF, 0.0, 0.0):
+        block = block / torch.linalg.vector_norm(block, dim=-2, keepdim=True).clamp(min=_TINY)
         gram = block.mT @ block
-        gram.diagonal(dim1=-2, dim2=-1).add_(block.shape[-2] * UNIT_ROUNDOFF)
-        factor = torch.linalg.cholesky_ex(gram).L
-        block = torch.linalg.solve_triangular(factor, block.mT, upper=False).mT
+        gram.diagonal(dim1=-2, dim2=-1).add_(shift)
+        block = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(gram).L, block.mT, upper=False).mT
     return block
 
 
@@ -207,8 +219,11 @@ class _Factor(NamedTuple):
 def _factor(matrices: Tensor, floor: Tensor) -> _Factor:
     """Cholesky factors of the matrices; those that are singular to rounding are shifted by a multiple of `floor`."""
     lower, singular = _cholesky(matrices)
-    log_det = torch.where(singular, torch.nan, 2 * lower.diagonal(dim1=-2, dim2=-1).log().sum(-1))
+    pivots = lower.diagonal(dim1=-2, dim2=-1)
+    log_det = torch.where(singular, torch.nan, 2 * pivots.log().sum(-1))
+    # Pivots of the size of rounding make an inverse that is noise in every direction, not in theirs alone.
     shift = 4 * floor
+    singular |= pivots.amin(-1).square() < shift
     for _ in range(4):
         which = singular.nonzero()[:, 0]
         if not len(which):
@@ -218,7 +233,8 @@ def _factor(matrices: Tensor, floor: Tensor) -> _Factor:
         lower[which], singular[which] = _cholesky(shifted)
         shift = 16 * shift
     size = lower.shape[-1]
-    panel = _PANEL if len(matrices) >= _MANY else size  # a few large products where few matrices share the launches
+    # A few large products where few matrices share the launches.
+    panel = 2 * _PANEL if len(matrices) >= _MANY else size
     blocks = [slice(start, min(start + panel, size)) for start in range(0, size, panel)]
     return _Factor(lower, [_triangular_inverse(lower[:, here, here]) for here in blocks], log_det, ~singular)
 
@@ -261,7 +277,7 @@ def _small_cholesky(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _triangular_inverse(lower: Tensor) -> Tensor:
     """Inverses of lower triangular matrices, shape (b, d, d), by halves so that most of the work is matrix products."""
     size, batch = lower.shape[-1], len(lower)
-    if size <= 2 * _LEAF or size % 2:
+    if size <= _LEAF or size % 2:
         eye = torch.eye(size, dtype=lower.dtype, device=lower.device).expand_as(lower)
         leaf: Tensor = torch.linalg.solve_triangular(lower, eye, upper=False)
         return leaf
@@ -284,10 +300,12 @@ def _eigenvalue_error(ritz: _Ritz) -> Tensor:
     return error
 
 
-def _nothing_below(matrices: Tensor, values: Tensor, vectors: Tensor, floor: Tensor) -> Tensor:
-    """Whether no eigenvalue but those of `values` lies below the largest of them, to a thousandth or to rounding."""
-    bound = values[:, -1] - torch.maximum(1e-3 * values[:, -1], 8 * floor)
-    lift = vectors * (2 * values[:, -1:, None].abs() + floor[:, None, None])
+def _nothing_below(matrices: Tensor, values: Tensor, vectors: Tensor, floor: Tensor, ceiling: Tensor | None) -> Tensor:
+    """Whether no eigenvalue but those of `values` lies below the ceiling, or the largest of them to a thousandth."""
+    top = values[:, -1]
+    bound = top - torch.maximum(1e-3 * top.abs(), 8 * floor) if ceiling is None else ceiling
+    # Lifted to where they cannot be below it, what is left is positive definite or there are others.
+    lift = vectors * (2 * bound.abs() + 16 * floor)[:, None, None] * (values <= bound[:, None] * 2)[:, None]
     tested = matrices + lift @ vectors.mT
     tested.diagonal(dim1=-2, dim2=-1).sub_(bound[:, None])
     info: Tensor = torch.linalg.cholesky_ex(tested).info

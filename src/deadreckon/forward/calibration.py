@@ -20,6 +20,7 @@ from deadreckon.errors import InputError, UnreachableError, UsageError
 Batch = Mapping[str, Any]
 
 _SEQUENCE = 512
+_BEGINNING = 32
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,13 @@ def placed(batch: Batch, device: torch.device) -> dict[str, Any]:
 
 
 def first_row(batch: Batch) -> Batch:
-    """The first sequence or image of a batch; all of it where its tensors do not agree on their number."""
+    """The first sequence (of text, its beginning) or image of a batch; all of it where its tensors disagree."""
     tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
     if len({value.shape[:1] for value in tensors.values()}) != 1 or any(not value.dim() for value in tensors.values()):
         return batch
-    return {**batch, **{key: value[:1] for key, value in tensors.items()}}
+    text = len({value.shape for value in tensors.values()}) == 1 and next(iter(tensors.values())).dim() == 2
+    part = (slice(1), slice(_BEGINNING)) if text else slice(1)
+    return {**batch, **{key: value[part] for key, value in tensors.items()}}
 
 
 def given(batches: Iterable[Batch]) -> Calibration:

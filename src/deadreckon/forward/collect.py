@@ -72,6 +72,8 @@ def collect(
     with evaluating(model), capture(site.module, site.path) as captured:
         for number, batch in enumerate(calibration.batches()):
             rows = Rows.of(batch)
+            if not rows.count:
+                continue
             mask = _mask(model, site, batch, rows)
             allowed = budget.allowed(rows, mask)
             mine = share.of(first, rows.count)
@@ -107,7 +109,7 @@ def collect(
                     progress(statistics.count, share.of_tokens(tokens))
             if budget.spent(allowed or []):
                 break
-    return Collected(statistics, frozenset(seen) if seen else None)
+    return Collected(statistics, None if seen is None else frozenset(seen))
 
 
 class _Budget:

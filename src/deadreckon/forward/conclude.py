@@ -130,12 +130,10 @@ def _spectra(statistics: NormStatistics, solver: Eigensolver, at_least: int) -> 
     kept: list[Tensor | None] = [None, None]
     if statistics.kept is not None:
         kept = [torch.cat(batches) for batches in zip(*statistics.kept, strict=True)]
-    spectra = []
-    for moments, tokens in zip((statistics.native, statistics.exact), kept, strict=True):
-        spectrum = solver.solve(moments, tokens)
-        if len(spectrum.eigenvalues) < at_least:
-            spectrum = eigensolver("eigh").solve(moments, tokens)
-        spectra.append(spectrum)
+    moments = (statistics.native, statistics.exact)
+    spectra = solver.solve_all(moments, kept)
+    if min(len(spectrum.eigenvalues) for spectrum in spectra) < at_least:
+        spectra = eigensolver("eigh").solve_all(moments, kept)
     return spectra
 
 
@@ -173,8 +171,7 @@ def _schur_ratio(statistics: NormStatistics, native: Spectrum, predicted: Tensor
     solution, info = torch.linalg.solve_ex(system, cross)
     if bool(info):
         return None
-    explained = float(cross @ solution)
-    return explained / dead
+    return float(torch.dot(cross, solution)) / dead
 
 
 def _warnings(count: int, exact: Spectrum, *, simple: bool) -> list[str]:

@@ -39,10 +39,10 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def local_device() -> str:
-    """The accelerator of this process among those of its machine, or ``cpu``."""
-    if not torch.cuda.is_available():
-        return "cpu"
+def local_device(wish: str) -> str:
+    """What ``auto`` and ``cuda`` mean for this process: its own GPU, where there are any; other wishes as given."""
+    if wish not in {"auto", "cuda"} or not torch.cuda.is_available():
+        return wish
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
 
 
@@ -51,7 +51,7 @@ def together(device: torch.device) -> Iterator[Share]:
     """Join the other processes for the time of the context; a process group that exists already is used and left.
 
     Args:
-        device: where this process computes: NCCL between CUDA devices, gloo otherwise.
+        device: where this process computes: NCCL between GPUs of one process each, gloo otherwise.
 
     Yields:
         The share of this process.
@@ -64,10 +64,10 @@ def together(device: torch.device) -> Iterator[Share]:
     joined = not dist.is_initialized()
     try:
         if joined:
-            if device.type == "cuda":
+            own_gpu = device.type == "cuda" and device.index is not None
+            if own_gpu:
                 torch.cuda.set_device(device)
-            backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=_PATIENCE)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if own_gpu else "gloo", timeout=_PATIENCE)
         yield Share(dist.get_rank(), dist.get_world_size())
     except (RuntimeError, ValueError) as error:
         if not _of_communication(error):
@@ -102,15 +102,15 @@ def agree(what: str, fingerprint: str) -> None:
     others = [str(rank) for rank, theirs in enumerate(found) if theirs != found[0]]
     if others:
         raise InputError(
-            f"rank{'s' if len(others) > 1 else ''} {', '.join(others)} differ from rank 0 in {what}: start every "
-            "process with the same model, files, options and inputs"
+            f"{'ranks' if others[1:] else 'rank'} {', '.join(others)} {'differ' if others[1:] else 'differs'} from "
+            f"rank 0 in {what}: start every process with the same model, files, options and inputs"
         )
 
 
 def fingerprint_of_model(model: nn.Module) -> str:
-    """Names, shapes, dtypes and a few values of every parameter, hashed; values on disk or elsewhere are left out."""
+    """Names, shapes, dtypes and a few values of everything a model holds, hashed; values on disk are left out."""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         if not parameter.is_meta:
             step = max(1, parameter.numel() // _SAMPLED)
@@ -118,9 +118,9 @@ def fingerprint_of_model(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_of_inputs(calibration: Calibration, tokens: int | None) -> str:
-    """What the inputs are, how many tokens are wanted and the first batch's tensors, hashed."""
-    digest = hashlib.sha256(f"{calibration.describe} {tokens}".encode())
+def fingerprint_of_inputs(calibration: Calibration, *options: object) -> str:
+    """What the inputs are, the first batch's tensors, and the options that decide what is made of them, hashed."""
+    digest = hashlib.sha256(f"{calibration.describe} {options}".encode())
     for key, value in sorted(next(calibration.batches(), {}).items()):
         digest.update(f"{key} {tuple(value.shape) if isinstance(value, Tensor) else value}".encode())
         if isinstance(value, Tensor):
@@ -129,7 +129,7 @@ def fingerprint_of_inputs(calibration: Calibration, tokens: int | None) -> str:
 
 
 def add_up(statistics: NormStatistics) -> None:
-    """Give every process the statistics of all.
+    """Give every process the statistics of all; one that saw no token learns their dtype too.
 
     Args:
         statistics: of this process; changed in place.
@@ -139,6 +139,9 @@ def add_up(statistics: NormStatistics) -> None:
     """
     if statistics.kept is not None:
         raise UsageError("the svd solver keeps the tokens themselves: run it in one process, or choose eigh")
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, statistics.dtype if statistics.count else None)
+    statistics.dtype = next((dtype for dtype in found if dtype is not None), statistics.dtype)
     for name in ("native", "exact", "projected", "projected_exact", "projected_error"):
         _add_up_moments(getattr(statistics, name))
     _add_up_variances(statistics.error)

@@ -30,11 +30,13 @@ class Centred:
     rest: Tensor
 
     @classmethod
-    def of(cls, vectors: Tensor, *, overwrite: bool = False) -> Centred:
+    def of(cls, vectors: Tensor, *, overwrite: bool = False, centre: bool = True) -> Centred:
         """Vectors of shape (n, d), any real dtype, in float64 about their mean; a copy unless `overwrite`."""
         rest = vectors.to(torch.float64, copy=not overwrite)
-        mean = rest.mean(0) if len(rest) else rest.new_zeros(rest.shape[1])
-        rest -= mean
+        mean = rest.new_zeros(rest.shape[1])
+        if centre and len(rest):
+            mean = rest.mean(0)
+            rest -= mean
         return cls(len(rest), mean, rest)
 
 
@@ -47,14 +49,17 @@ class Moments:
         upper: scatter about the mean, shape (d, d), float64, of which only the upper triangle counts.
     """
 
-    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, size: int, device: torch.device | str = "cpu", *, centred: bool = True) -> None:
         """An empty accumulator.
 
         Args:
             size: d.
             device: where it accumulates; vectors are brought there.
+            centred: False keeps second moments about the origin alone, for the Gram, which is all that it gives then;
+                it saves two passes over the vectors.
         """
         self.count = 0
+        self.centred = centred
         self.mean = torch.zeros(size, dtype=torch.float64, device=device)
         self.upper = torch.zeros(size, size, dtype=torch.float64, device=device)
         self._half_written = False
@@ -69,10 +74,11 @@ class Moments:
         """Where it accumulates."""
         return self.mean.device
 
+    @torch.no_grad()
     def update(self, vectors: Tensor) -> None:
         """Add a batch of vectors, shape (n, d), any real dtype and device; they are not changed."""
         for chunk in torch.split(vectors, CHUNK):
-            self.add(Centred.of(chunk.to(self.device)))
+            self.add(Centred.of(chunk.to(self.device), centre=self.centred))
 
     def add(self, batch: Centred) -> None:
         """Add vectors that are centred already. Needs no memory, so it either happens or raises before it begins."""
@@ -85,9 +91,10 @@ class Moments:
     def _shift(self, count: int, mean: Tensor) -> None:
         """Account for the distance between this mean and that of `count` more vectors, and move it."""
         total = self.count + count
-        step = mean - self.mean
-        self.upper.addr_(step, step, alpha=self.count * count / total)
-        self.mean += step * (count / total)
+        if self.centred:
+            step = mean - self.mean
+            self.upper.addr_(step, step, alpha=self.count * count / total)
+            self.mean += step * (count / total)
         self.count = total
 
     def merge(self, other: Moments) -> None:
@@ -97,10 +104,10 @@ class Moments:
             other: moments of vectors of the same size.
 
         Raises:
-            UsageError: the sizes differ.
+            UsageError: the sizes differ, or one of them is not centred.
         """
-        if other.size != self.size:
-            raise UsageError(f"moments in {other.size} and {self.size} dimensions do not add")
+        if other.size != self.size or other.centred != self.centred:
+            raise UsageError(f"moments in {other.size} and {self.size} dimensions, or about another point, do not add")
         if other.count == 0:
             return
         with _Writing(self):
@@ -120,14 +127,16 @@ class Moments:
             A new tensor.
 
         Raises:
-            UsageError: fewer than two vectors were seen.
+            UsageError: fewer than two vectors were seen, or they were not centred.
         """
+        if not self.centred:
+            raise UsageError("second moments about the origin have no covariance: keep them centred")
         if self.count < 2:
             raise UsageError(f"{self.count} vectors have no covariance: at least two are needed")
         return self.scatter() / (self.count - 1)
 
     def scatter(self) -> Tensor:
-        """Sum of (y - mean)(y - mean)^T, shape (d, d), a new tensor.
+        """Sum of (y - mean)(y - mean)^T, shape (d, d), a new tensor; of y y^T where the vectors were not centred.
 
         Returns:
             The scatter.
@@ -148,6 +157,7 @@ class Moments:
         """Everything it holds, as tensors on the CPU, for `from_state`."""
         return {
             "count": torch.tensor(self.count),
+            "centred": torch.tensor(self.centred),
             "mean": self.mean.cpu(),
             "scatter": self.scatter().cpu(),
         }
@@ -155,7 +165,7 @@ class Moments:
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], device: torch.device | str = "cpu") -> Moments:
         """The accumulator that `state` was taken from, on `device`."""
-        moments = cls(state["mean"].numel(), device)
+        moments = cls(state["mean"].numel(), device, centred=bool(state["centred"]))
         moments.count = int(state["count"])
         moments.mean = state["mean"].to(device, copy=True)
         moments.upper = state["scatter"].to(device, copy=True)
@@ -173,7 +183,7 @@ class Variances:
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
         self.count = 0
-        self.mean, self.squares = torch.zeros(2, size, dtype=torch.float64, device=device)
+        self.mean, self.squares = (torch.zeros(size, dtype=torch.float64, device=device) for _ in range(2))
 
     def add(self, batch: Centred) -> None:
         """Add vectors that are centred already."""

@@ -28,18 +28,25 @@ def where_nonfinite(model: nn.Module, batch: Batch, rows: Sequence[int], outputs
     bad = ~torch.isfinite(outputs).all(-1)
     bad = bad if keep is None else bad & keep
     row, token = bad.nonzero()[0].tolist()
-    return f"row {rows[row]}, token {token}: NaN or infinity, first put out by {_first_module(model, batch)}"
+    path, origin = _origin(model, batch, row, bad.shape)
+    return f"row {rows[row]}, token {token if origin is None else origin}: NaN or infinity, first put out by {path}"
 
 
-def _first_module(model: nn.Module, batch: Batch) -> str:
-    found: list[str] = []
+def _origin(model: nn.Module, batch: Batch, row: int, shape: torch.Size) -> tuple[str, int | None]:
+    """The first module that puts out a bad value in a row, and the token it stands at where outputs are by token."""
+    # At the end it stands elsewhere too: attention spreads it over the row, also to tokens that may not look there,
+    # because zero times infinity is NaN.
+    found: list[tuple[str, int | None]] = []
 
     def watch(path: str) -> Any:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            # -inf is what masks are made of; only what a module computed from finite values is looked for.
             tensor = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple) else None
-            if not found and isinstance(tensor, Tensor) and not torch.isfinite(tensor).all():
-                found.append(path)
+            if found or not isinstance(tensor, Tensor):
+                return
+            bad = ~torch.isfinite(tensor[row] if tensor.shape[:1] == shape[:1] else tensor)
+            if bad.any():
+                by_token = tensor.dim() > 2 and tensor.shape[:2] == shape
+                found.append((path, int(bad.flatten(1).any(1).nonzero()[0]) if by_token else None))
 
         return hook
 
@@ -50,4 +57,4 @@ def _first_module(model: nn.Module, batch: Batch) -> str:
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else type(model).__name__
+    return found[0] if found else (type(model).__name__, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,6 +114,10 @@ class Eigensolver(ABC):
             tokens: the vectors, shape (N, d), where `needs_tokens`.
         """
 
+    def solve_all(self, moments: Sequence[Moments], tokens: Sequence[Tensor | None]) -> list[Spectrum]:
+        """The spectra of several covariances of one size; override it where they can share work."""
+        return [self.solve(one, kept) for one, kept in zip(moments, tokens, strict=True)]
+
 
 class Eigh(Eigensolver):
     """Dense symmetric eigensolve of the float64 covariance (LAPACK syevd); resolves about d * u * lambda_max."""
@@ -123,30 +128,41 @@ class Eigh(Eigensolver):
 
 
 class BottomEnd(Eigensolver):
-    """The few smallest eigenpairs alone, certified (`deadreckon.forward.bottom`), and what needs no others.
+    """The smallest eigenpairs alone, certified (`deadreckon.forward.bottom`), and what needs no others.
 
-    Where the certificate fails, or the bottom reaches further up than was solved for, it is `Eigh` after all.
+    Exact below a hundredth of the mean, where directions may count as dead, and proven to be all there are there; the
+    values above are upper bounds. Where that proof fails, it is `Eigh` after all.
     """
 
     count = 8
-    # Directions below this fraction of the mean may all be counted as dead: the last one solved for must lie above.
     reach = 1e-2
     _smallest = 256  # below this a whole solve costs less
 
     def solve(self, moments: Moments, tokens: Tensor | None) -> Spectrum:
         """The bottom of the accumulated covariance; `tokens` is not used."""
-        covariance = moments.covariance()
-        size = moments.size
+        return self.solve_all([moments], [tokens])[0]
+
+    def solve_all(self, moments: Sequence[Moments], tokens: Sequence[Tensor | None]) -> list[Spectrum]:
+        """The same for several covariances of one size, which share the launches; `tokens` is not used."""
+        covariances = torch.stack([one.covariance() for one in moments])
+        size = covariances.shape[-1]
         if size < self._smallest:
-            return _whole(covariance)
-        found = bottom(covariance[None], self.count, complete=True)
-        trace = float(covariance.trace())
-        enough = bool(found.eigenvalues[0, -1] > self.reach * trace / size)
-        if not (enough and bool(found.certified) and found.complete is not None and bool(found.complete)):
-            return _whole(covariance)
-        largest = float(largest_eigenvalue(covariance[None]).value)
-        rest = Rest(trace=trace, squares=float(torch.linalg.vector_norm(covariance).square()), largest=largest)
-        return Spectrum(found.eigenvalues[0], found.eigenvectors[0], gram_floor(largest, size), rest)
+            return [_whole(covariance) for covariance in covariances]
+        trace = covariances.diagonal(dim1=-2, dim2=-1).sum(-1)
+        ceiling = self.reach * trace / size
+        largest = largest_eigenvalue(covariances, blocks=8).value
+        found = bottom(covariances, self.count, scale=largest, ceiling=ceiling, complete=True)
+        proven = found.certified & (found.eigenvalues[:, -1] > ceiling)
+        if found.complete is not None:
+            proven &= found.complete
+        squares = torch.linalg.vector_norm(covariances, dim=(-2, -1)).square()
+        numbers = zip(proven.tolist(), trace.tolist(), squares.tolist(), largest.tolist(), strict=True)
+        return [
+            Spectrum(found.eigenvalues[k], found.eigenvectors[k], gram_floor(top, size), Rest(total, square, top))
+            if right
+            else _whole(covariances[k])
+            for k, (right, total, square, top) in enumerate(numbers)
+        ]
 
 
 class Svd(Eigensolver):

@@ -51,7 +51,7 @@ class NormStatistics:
         self.projected, self.projected_exact, self.projected_error = (
             Moments(self.tested.shape[1], device) for _ in range(3)
         )
-        self.residual, self.signal = torch.zeros(2, dtype=torch.float64, device=device)
+        self.residual, self.signal = (torch.zeros((), dtype=torch.float64, device=device) for _ in range(2))
         self.dtype = torch.float64
         self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep_tokens else None
 
@@ -60,6 +60,7 @@ class NormStatistics:
         """Number of tokens seen, N."""
         return self.native.count
 
+    @torch.no_grad()
     def update(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add one batch: the norm's input and native output, each of shape (n, d).
 

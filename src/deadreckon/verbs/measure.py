@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from deadreckon.forward import distributed
 from deadreckon.forward.collect import Collected, Progress
 from deadreckon.forward.conclude import Conclusion, conclude
 from deadreckon.forward.gap import init_gap
-from deadreckon.forward.placement import input_device
+from deadreckon.forward.placement import input_device, placement
 from deadreckon.forward.share import WHOLE
 from deadreckon.forward.spectrum import Eigensolver, eigensolver
 from deadreckon.kernel.subspace import DEFAULT_TAU
@@ -83,6 +82,8 @@ def measure(
     """
     started = time.perf_counter()
     engine = eigensolver(solver)
+    if distribute and device_map is None and max_memory is None:
+        device = distributed.local_device(device)
     options = Options(
         tokens=tokens,
         batches=batches,
@@ -94,7 +95,7 @@ def measure(
         norm=norm,
         affine=affine,
         dtype=dtype,
-        device=distributed.local_device() if distribute and device == "auto" and device_map is None else device,
+        device=device,
         device_map=device_map,
         max_memory=max_memory,
         batch_size=batch_size,
@@ -105,11 +106,12 @@ def measure(
         subjects = Subjects.of(model, options)
         collected = (subjects.collect(s, WHOLE, keep_tokens=engine.needs_tokens) for s in subjects.each())
         return _record(subjects, [_concluded(subjects, c, engine, tau) for c in collected], solver, started)
-    where = input_device(model) if isinstance(model, nn.Module) else torch.device(options.device)
+    where = input_device(model) if isinstance(model, nn.Module) else placement(device, device_map, max_memory).device
     with distributed.together(where) as share:
         subjects = Subjects.of(model, options)
         distributed.agree("the model", distributed.fingerprint_of_model(subjects.loaded.model))
-        distributed.agree("the inputs or options", distributed.fingerprint_of_inputs(subjects.inputs, subjects.tokens))
+        decisive = (subjects.tokens, subjects.site.path, subjects.seed, twin, affine, solver, tau)
+        distributed.agree("the inputs or options", distributed.fingerprint_of_inputs(subjects.inputs, *decisive))
         conclusions = []
         for subject in subjects.each():
             found = subjects.collect(subject, share)
