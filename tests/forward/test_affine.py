@@ -6,6 +6,7 @@ from torch import nn
 
 from deadreckon.errors import UsageError
 from deadreckon.forward.affine import parse_affine, redraw_affine
+from deadreckon.forward.load import load_checkpoint
 from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.tiny import tiny_model
 
@@ -40,6 +41,28 @@ def test_same_seed_same_draw():
 def test_malformed_specs_are_refused(spec):
     with pytest.raises(UsageError, match="lognormal:SIGMA"):
         parse_affine(spec)
+
+
+def with_parts_on_disk(folder, parts):
+    tiny_model("llama").save_pretrained(folder)
+    places = dict.fromkeys(["embed_tokens", "rotary_emb", "norm", *(f"layers.{i}" for i in range(4))], "cpu")
+    places.update(dict.fromkeys(parts, "disk"))
+    return load_checkpoint(folder, dtype=None, device=torch.device("cpu"), device_map=places).model
+
+
+@pytest.mark.parametrize("where", [["layers.2"], ["norm"], ["embed_tokens", "layers.3"]])
+def test_norms_that_wait_elsewhere_are_refused_and_the_others_left_alone(where, tmp_path):
+    model = with_parts_on_disk(tmp_path, where)
+    before = {name: value.clone() for name, value in model.state_dict().items() if not value.is_meta}
+    with pytest.raises(UsageError, match=rf"{where[-1]}.*wait.*disk"):
+        redraw_affine(model, "lognormal:0.5", 0)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_weights_on_disk_that_are_no_norms_do_not_matter(tmp_path):
+    model = with_parts_on_disk(tmp_path, ["embed_tokens"])
+    assert redraw_affine(model, "lognormal:0.5", 0) == 9
 
 
 def test_a_model_without_gains_is_refused():

@@ -191,9 +191,7 @@ def plain():
 def masked():
     mask = (torch.arange(9) < lengths(13, 9)).long()
     mask[3] = 0  # a row without any token
-    return [
-        {"input_ids": i, "attention_mask": m} for i, m in zip(ids().split([5, 8]), mask.split([5, 8]), strict=True)
-    ]
+    return [{"input_ids": i, "attention_mask": m} for i, m in zip(ids().split([5, 8]), mask.split([5, 8]), strict=True)]
 
 
 @pytest.mark.parametrize("batch_size", [2, None])

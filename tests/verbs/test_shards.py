@@ -1,6 +1,7 @@
 """A measurement in shards, through the files that the command writes: the whole, or one clear error."""
 
-import dataclasses
+import contextlib
+import io
 import json
 import struct
 
@@ -36,7 +37,7 @@ def called(capfd):
 
 
 def stored(folder, seed=0):
-    model = tiny_model("gpt_neox", **{"max_position_embeddings": 512})
+    model = tiny_model("gpt_neox", max_position_embeddings=512)
     redraw_affine(model, "lognormal:0.5", seed)
     model.double().save_pretrained(folder)
     return folder
@@ -52,7 +53,8 @@ def shard(folder, model, which, **options):
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
     file = folder / f"{which.replace('/', '-of-')}.safetensors"
     arguments = ["measure", model, "--tokens", TOKENS, "--shard", which, "--save", file, "--quiet", *words]
-    assert cli.main([str(a) for a in arguments]) == 0
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert cli.main([str(a) for a in arguments]) == 0
     return file
 
 
@@ -70,14 +72,20 @@ def whole(model):
 
 
 def assert_same(found, expected):
-    """Eigenvalues differ by d times what an entry of a covariance does: (N + m) u of the largest, m for the forward."""
+    """Figures equal to rounding.
+
+    Eigenvalues differ by d times what an entry of a covariance does: (N + m) u of the largest, m for the forward. An
+    effective rank hears of the root of that, the singular value of a direction that is dead.
+    """
     scale = WIDTH * (expected.tokens + 16 * LAYERS * WIDTH) * U * expected.lambda_max
     for name in ("tokens", "distinct_inputs", "norm", "kind", "kernel_dim", "predicted_dead", "dead_counts", "tau"):
         assert getattr(found, name) == getattr(expected, name), name
     for name in ("lambda_2", "lambda_mean", "lambda_max"):
         assert abs(getattr(found, name) - getattr(expected, name)) <= scale, name
-    for name in ("effective_rank", "participation_ratio", "stable_rank"):  # conditioning of at most 1e3
-        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e3 * scale / expected.lambda_max)
+    relative = scale / expected.lambda_max
+    assert found.effective_rank == pytest.approx(expected.effective_rank, rel=relative**0.5)
+    for name in ("participation_ratio", "stable_rank"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=4 * WIDTH * relative)
     assert found.lambda_dead_float64 <= WIDTH * (16 * LAYERS * U) ** 2 * expected.lambda_max
     assert found.protocol.status == expected.protocol.status == "ok"
 
@@ -92,7 +100,9 @@ def test_shards_merge_to_the_whole(called, shards, whole, tmp_path):
     (twin,) = merged.twins
     assert twin.seed == whole.twins[0].seed == 1
     assert_same(twin, whole.twins[0])
-    assert merged.gap.effective_rank.change == pytest.approx(whole.gap.effective_rank.change, abs=1e-9)
+    assert merged.gap.effective_rank.change == pytest.approx(
+        whole.gap.effective_rank.change, abs=1e-4
+    )  # two effective ranks
     for name in ("model", "described_by", "files", "data", "seed", "affine", "solver"):
         assert getattr(merged, name) == getattr(whole, name)
     # Eigenvectors turn by at most the difference over the gap; the tested direction comes from the gain alone.
@@ -200,17 +210,11 @@ def fails(called, says, code, *arguments, folder=None):
 def test_missing_and_doubled_shards(called, shards, tmp_path):
     fails(called, "shard 2/4 is missing", 2, "--merge", *[s for s in shards if "2-of" not in s.name])
     fails(called, "1/4, 4/4 is missing", 2, "--merge", *[s for s in shards if s.name[0] in "23"])
-    fails(called, ["given already", "2-of-4"], 2, "--merge", *shards, shards[1].with_name("../" + _beside(shards[1])))
+    same = shards[1].parent / ".." / shards[1].parent.name / shards[1].name
+    fails(called, ["given already", "2-of-4"], 2, "--merge", *shards, same)
+    fails(called, "given already", 2, "--merge", *shards, shards[0])
     out = tmp_path / "out.json"
     fails(called, "missing", 2, "--merge", shards[0], "-o", out, "--save", tmp_path / "v", folder=tmp_path)
-
-
-def _beside(file):
-    return f"{file.parent.name}/{file.name}"
-
-
-def test_the_same_file_twice_is_a_doubled_shard(called, shards):
-    fails(called, "given already", 2, "--merge", *shards, shards[0])
 
 
 @pytest.mark.parametrize(
@@ -220,7 +224,7 @@ def test_the_same_file_twice_is_a_doubled_shard(called, shards):
         ({"tokens": 1050}, "wanted_tokens"),
         ({"norm": "layers.1.input_layernorm"}, "norm"),
         ({"dtype": "float32"}, "dtype"),
-        ({"twin": 2, "affine": "lognormal:0.5"}, "twins"),
+        ({"twin": 2}, "twins"),
     ],
 )
 def test_shards_of_other_measurements(called, model, tmp_path, options, says):
@@ -307,7 +311,7 @@ TENSORS = {
     "gains": lambda s: {**s, "model.gain": s["model.gain"][:-1].copy()},
     "NaN": lambda s: {**s, "model.native.mean": s["model.native.mean"] * np.nan},
     "infinity": lambda s: {**s, "twin.1.exact.scatter": s["twin.1.exact.scatter"] + np.inf},
-    "another count": lambda s: {**s, "model.native.count": s["model.native.count"] + 1},
+    "another count": lambda s: {**s, "model.native.count": np.array(s["model.native.count"] + 1)},
     "another dtype": lambda s: {**s, "model.native.scatter": s["model.native.scatter"].astype(np.float16)},
 }
 
@@ -373,10 +377,3 @@ def test_too_few_tokens_are_refused_before_anything_is_run(called, model, tmp_pa
 def test_a_place_that_cannot_be_written(called, model, tmp_path):
     place = tmp_path / "no" / "such" / "place"
     fails(called, str(place), 3, model, "--tokens", 600, "--shard", "1/2", "--save", place, folder=tmp_path)
-
-
-def test_records_are_compared_not_only_names(shards):
-    """The control of the comparison: fields in which shards may differ are those that no figure depends on."""
-    record = _record(shards[0])
-    changed = dataclasses.replace(record, seconds=9.0, warnings=["x"])
-    assert changed != record

@@ -43,12 +43,19 @@ def redraw_affine(model: nn.Module, spec: str, seed: int) -> int:
         Number of norms redrawn.
 
     Raises:
-        UsageError: the spec is malformed, or the model has no norm with parameters.
+        UsageError: the spec is malformed, the model has no norm with parameters, or a norm's wait elsewhere.
     """
-    sigma = parse_affine(spec)
+    sigma, probes = parse_affine(spec), probe_norms(model)
+    for path in probes:
+        # Outside of a forward pass these are shapes: what is written to them is lost.
+        if any(parameter.is_meta for parameter in model.get_submodule(path).parameters(recurse=False)):
+            raise UsageError(
+                f"{path}: its weights wait in main memory or on disk until it runs, and cannot be redrawn there: leave "
+                "affine out (--affine), or allow more memory where the model computes"
+            )
     generator = torch.Generator().manual_seed(seed)
     redrawn = 0
-    for path, probe in probe_norms(model).items():
+    for path, probe in probes.items():
         module = model.get_submodule(path)
         if probe.gain_name is not None and probe.gain_offset is not None:
             gain = torch.exp(sigma * torch.randn(probe.hidden_size, generator=generator, dtype=torch.float64))

@@ -15,19 +15,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from deadreckon.forward.precision import UNIT_ROUNDOFF
+from deadreckon.forward.precision import AT_FLOOR, UNIT_ROUNDOFF
 
-_WIDTH = 4  # vectors in a Krylov block, if not more are wanted
+_WIDTH = 8  # vectors in a Krylov block, if not more are wanted; a solve for them costs little more than for one
 _EXTRA = 4  # vectors beside the wanted ones
-_BLOCKS = 36
-_CHECKS = (3, 16, 20, 24, 28, 32, 36)  # a separated bottom is found in three blocks, the edge of a bulk in two dozen
-_TOP_CHECKS = (3, 8, 16, 24, 36)
+_BLOCKS = 8  # before a restart
+_FIRST_CHECK = 3  # a separated bottom is found by then
+_TURNS = 8
+_SEEN = 0.3
+_TOP_BLOCKS = 32
 _TOP_TOLERANCE = 5e-2
-_SMALL = 128  # up to this size an eigenproblem costs the host less than an accelerator's launches
 _MANY = 4  # from so many matrices on, factoring them together beats the library's one at a time on an accelerator
+_CLOSE = 0.02  # a shift's relative distance below the eigenvalue that it is to separate
+_TRIES = 4
 _PANEL = 256
 _LEAF = 128
 _TINY = torch.finfo(torch.float64).tiny
@@ -69,8 +73,8 @@ def bottom(
         matrices: symmetric positive semidefinite, shape (b, d, d), float64.
         count: k, at least 1 and below d/8; for a small fraction of d this pays.
         scale: about the largest eigenvalue of each, shape (b,), where it is known already.
-        tolerance: relative error at which an eigenvalue is certified; one at the rounding of the matrix,
-            d * u * lambda_max, is certified by an absolute error of that size.
+        tolerance: relative error at which an eigenvalue is certified; one at the rounding of the matrix is certified
+            by an absolute error of that size, a few d * u * lambda_max.
         ceiling: values above it, shape (b,), need no certificate: they are upper bounds, and cost most of the work.
         complete: also prove that no eigenvalue below the largest certified one, or below the ceiling, was missed, at
             the cost of another factorisation.
@@ -78,24 +82,34 @@ def bottom(
     Returns:
         The pairs. Uncertified ones are still the best found: the caller falls back to a full solve.
     """
-    scale = largest_eigenvalue(matrices, blocks=_TOP_CHECKS[0]).value if scale is None else scale
+    scale = largest_eigenvalue(matrices, blocks=_FIRST_CHECK).value if scale is None else scale
     floor = matrices.shape[-1] * UNIT_ROUNDOFF * scale
-    factor = _factor(matrices, floor)
-    space = _Krylov(matrices, _first_block(matrices, max(_WIDTH, count + _EXTRA)))
-    while True:
-        space.extend(factor.solve(space.last))
-        if space.full or space.blocks in _CHECKS:
-            ritz = space.pairs(slice(0, count + 1))
-            error = _eigenvalue_error(ritz)
-            values, vectors = ritz.values[:, :count], ritz.vectors[..., :count]
-            done = error <= torch.maximum(tolerance * values, floor[:, None])
-            if ceiling is not None:
-                done |= values - error > ceiling[:, None]
-            certified = done.all(-1) & factor.worked
-            if space.full or bool(certified.all()):
-                break
+    factor, log_det = _first_factor(matrices, floor)
+    block = _first_block(matrices, max(_WIDTH, count + _EXTRA))
+    for turn in range(_TURNS):
+        space = _Krylov(matrices, block, _BLOCKS)
+        while not space.full:
+            space.extend(factor.solve(space.last))
+            if space.full or (turn == 0 and space.blocks == _FIRST_CHECK):
+                ritz = space.pairs(slice(0, space.width))
+                values, vectors, error = (
+                    ritz.values[:, :count],
+                    ritz.vectors[..., :count],
+                    _eigenvalue_error(ritz, count),
+                )
+                done = error <= torch.maximum(tolerance * values, AT_FLOOR * floor[:, None])
+                if ceiling is not None:
+                    done |= values - error > ceiling[:, None]
+                if bool(done.all()):
+                    break
+        if bool(done.all()) or turn == _TURNS - 1:
+            break
+        # From a shift that is far from the wanted pairs, what they are is seen first; then one close to them pays.
+        if bool((done | (ritz.residual[:, :count] < _SEEN * values)).all()):
+            factor = _closer_factor(matrices, ritz, done, floor, factor)
+        block = ritz.vectors
     proof = _nothing_below(matrices, values, vectors, floor, ceiling) if complete else None
-    return Bottom(values, vectors, error, factor.log_det, certified, proof)
+    return Bottom(values, vectors, error, log_det, done.all(-1), proof)
 
 
 class Largest(NamedTuple):
@@ -105,15 +119,15 @@ class Largest(NamedTuple):
     error: Tensor
 
 
-def largest_eigenvalue(matrices: Tensor, *, blocks: int = _BLOCKS) -> Largest:
+def largest_eigenvalue(matrices: Tensor, *, blocks: int = _TOP_BLOCKS) -> Largest:
     """Largest eigenvalue of each matrix, shape (b, d, d), to a few hundredths; `blocks` bounds the work."""
-    space = _Krylov(matrices, _first_block(matrices, _WIDTH))
+    space = _Krylov(matrices, _first_block(matrices, _WIDTH), blocks)
     while True:
         space.extend(matrices @ space.last)
-        if space.full or space.blocks in _TOP_CHECKS:
+        if space.full or space.blocks % _BLOCKS == 0:
             ritz = space.pairs(slice(-1, None))
             value, error = ritz.values[:, 0], ritz.residual[:, 0]
-            if space.full or space.blocks >= blocks or bool((error <= _TOP_TOLERANCE * value).all()):
+            if space.full or bool((error <= _TOP_TOLERANCE * value).all()):
                 return Largest(value, error)
 
 
@@ -128,10 +142,10 @@ class _Ritz(NamedTuple):
 class _Krylov:
     """An orthonormal basis that grows block by block, and the Ritz pairs of the matrices in its span."""
 
-    def __init__(self, matrices: Tensor, block: Tensor) -> None:
+    def __init__(self, matrices: Tensor, block: Tensor, blocks: int) -> None:
         self.matrices = matrices
         batch, size, self.width = block.shape
-        room = min(size, _BLOCKS * self.width)
+        room = min(size, blocks * self.width)
         self._basis, self._image = (matrices.new_empty(batch, size, room) for _ in range(2))
         self._filled = self._imaged = 0
         self._append(_orthonormal(block))
@@ -165,9 +179,9 @@ class _Krylov:
         self._imaged = self._filled
         basis, image = self._basis[..., : self._filled], self._image[..., : self._filled]
         projected = basis.mT @ image
-        where = "cpu" if self._filled <= _SMALL else basis.device
-        values, vectors = torch.linalg.eigh(((projected + projected.mT) / 2).to(where))
-        values, vectors = values[:, which].to(basis.device), vectors[..., which].to(basis.device)
+        # On the host: so small an eigenproblem takes less there than an accelerator's launches for it.
+        small = np.linalg.eigh(((projected + projected.mT) / 2).cpu().numpy()).eigenvectors[..., which]
+        vectors = torch.from_numpy(small).to(basis.device)
         ritz, image = basis @ vectors, image @ vectors
         norms = torch.linalg.vector_norm(ritz, dim=-2, keepdim=True)
         ritz, image = ritz / norms, image / norms
@@ -186,22 +200,30 @@ def _first_block(matrices: Tensor, width: int) -> Tensor:
 def _orthonormal(block: Tensor) -> Tensor:
     """Orthonormal columns with the span of `block`, also where that is singular to rounding (Fukaya et al. 2020)."""
     if len(block) < _MANY:
-        return torch.linalg.qr(block).Q
-    for shift in (block.shape[-2] * UNIT_ROUNDOFF, 0.0, 0.0):
+        single: Tensor = torch.linalg.qr(block).Q
+        return single
+    for shift in (block.shape[-2] * UNIT_ROUNDOFF, 0.0):
         block = block / torch.linalg.vector_norm(block, dim=-2, keepdim=True).clamp(min=_TINY)
         gram = block.mT @ block
         gram.diagonal(dim1=-2, dim2=-1).add_(shift)
-        block = torch.linalg.solve_triangular(torch.linalg.cholesky_ex(gram).L, block.mT, upper=False).mT
+        factor: Tensor = torch.linalg.cholesky_ex(gram).L
+        block = torch.linalg.solve_triangular(factor, block.mT, upper=False).mT
     return block
 
 
 class _Factor(NamedTuple):
-    """Lower Cholesky factors, their diagonal blocks' inverses, log determinants, and whether factoring succeeded."""
+    """Lower Cholesky factors and their diagonal blocks' inverses."""
 
     lower: Tensor
     inverses: list[Tensor]
-    log_det: Tensor
-    worked: Tensor
+
+    @classmethod
+    def of(cls, lower: Tensor) -> _Factor:
+        """With the inverses of blocks that are large where few matrices share the launches."""
+        size = lower.shape[-1]
+        panel = 2 * _PANEL if len(lower) >= _MANY else size
+        blocks = [slice(start, min(start + panel, size)) for start in range(0, size, panel)]
+        return cls(lower, [_triangular_inverse(lower[:, here, here]) for here in blocks])
 
     def solve(self, block: Tensor) -> Tensor:
         """The inverse of the factored matrices applied to a block, shape (b, d, p)."""
@@ -216,27 +238,49 @@ class _Factor(NamedTuple):
         return block
 
 
-def _factor(matrices: Tensor, floor: Tensor) -> _Factor:
-    """Cholesky factors of the matrices; those that are singular to rounding are shifted by a multiple of `floor`."""
+def _first_factor(matrices: Tensor, floor: Tensor) -> tuple[_Factor, Tensor]:
+    """Factors of the matrices, shifted up where they are singular to rounding, and log det of those that are not."""
     lower, singular = _cholesky(matrices)
     pivots = lower.diagonal(dim1=-2, dim2=-1)
     log_det = torch.where(singular, torch.nan, 2 * pivots.log().sum(-1))
     # Pivots of the size of rounding make an inverse that is noise in every direction, not in theirs alone.
     shift = 4 * floor
     singular |= pivots.amin(-1).square() < shift
-    for _ in range(4):
+    for _ in range(_TRIES):
         which = singular.nonzero()[:, 0]
         if not len(which):
             break
-        shifted = matrices[which]
-        shifted.diagonal(dim1=-2, dim2=-1).add_(shift[which, None])
-        lower[which], singular[which] = _cholesky(shifted)
+        lower[which], singular[which] = _cholesky(_moved(matrices[which], shift[which]))
         shift = 16 * shift
-    size = lower.shape[-1]
-    # A few large products where few matrices share the launches.
-    panel = 2 * _PANEL if len(matrices) >= _MANY else size
-    blocks = [slice(start, min(start + panel, size)) for start in range(0, size, panel)]
-    return _Factor(lower, [_triangular_inverse(lower[:, here, here]) for here in blocks], log_det, ~singular)
+    return _Factor.of(lower), log_det
+
+
+def _closer_factor(matrices: Tensor, ritz: _Ritz, done: Tensor, floor: Tensor, otherwise: _Factor) -> _Factor:
+    """Factors of the matrices with the pairs that are done lifted out of the way, shifted close below the next one."""
+    # Close to a shift eigenvalues stand apart: the edge of a bulk takes dozens of blocks from 0, a few from nearby.
+    count = done.shape[-1]
+    first = (~done).to(torch.int8).argmax(-1, keepdim=True)  # 0 where all are done: of no consequence
+    value, residual = (part.gather(1, first)[:, 0] for part in (ritz.values, ritz.residual))
+    height = 2 * ritz.values[:, count - 1].abs() + 16 * floor
+    vectors = ritz.vectors[..., :count]
+    lifted = matrices + (vectors * (done * height[:, None])[:, None]) @ vectors.mT
+    distance = torch.maximum(_CLOSE * value.abs(), residual / 2) + 4 * floor
+    lower, failed = _cholesky(_moved(lifted, distance - value))
+    for _ in range(_TRIES):
+        which = failed.nonzero()[:, 0]
+        if not len(which):
+            break
+        distance = 3 * distance
+        lower[which], failed[which] = _cholesky(_moved(lifted[which], (distance - value)[which]))
+    lower[failed] = otherwise.lower[failed]
+    return _Factor.of(lower)
+
+
+def _moved(matrices: Tensor, shift: Tensor) -> Tensor:
+    """The matrices plus a multiple of the identity each, a copy."""
+    moved = matrices.clone()
+    moved.diagonal(dim1=-2, dim2=-1).add_(shift[:, None])
+    return moved
 
 
 def _cholesky(matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,12 +334,14 @@ def _triangular_inverse(lower: Tensor) -> Tensor:
     return inverse
 
 
-def _eigenvalue_error(ritz: _Ritz) -> Tensor:
-    """Bound on |theta - lambda| for all but the last pair: the residual, or its square over the gap if smaller."""
-    steps = ritz.values.diff(dim=-1)
+def _eigenvalue_error(ritz: _Ritz, count: int) -> Tensor:
+    """Bound on |theta - lambda| of the first `count` pairs: the residual, or its square over the gap if smaller."""
+    if ritz.values.shape[-1] <= count:
+        return ritz.residual[:, :count]
+    steps = ritz.values[:, : count + 1].diff(dim=-1)
     below = torch.cat([torch.full_like(steps[:, :1], torch.inf), steps[:, :-1]], -1)
-    gap = torch.minimum(below, steps - ritz.residual[:, 1:]).clamp(min=0)
-    residual = ritz.residual[:, :-1]
+    gap = torch.minimum(below, steps - ritz.residual[:, 1 : count + 1]).clamp(min=0)
+    residual = ritz.residual[:, :count]
     error: Tensor = torch.where(gap > residual, torch.minimum(residual, residual.square() / gap), residual)
     return error
 
@@ -306,7 +352,5 @@ def _nothing_below(matrices: Tensor, values: Tensor, vectors: Tensor, floor: Ten
     bound = top - torch.maximum(1e-3 * top.abs(), 8 * floor) if ceiling is None else ceiling
     # Lifted to where they cannot be below it, what is left is positive definite or there are others.
     lift = vectors * (2 * bound.abs() + 16 * floor)[:, None, None] * (values <= bound[:, None] * 2)[:, None]
-    tested = matrices + lift @ vectors.mT
-    tested.diagonal(dim1=-2, dim2=-1).sub_(bound[:, None])
-    info: Tensor = torch.linalg.cholesky_ex(tested).info
-    return info == 0
+    failed: Tensor = _cholesky(_moved(matrices + lift @ vectors.mT, -bound))[1]
+    return ~failed

@@ -215,7 +215,7 @@ def _angle_floor(predicted: Tensor, spectrum: Spectrum) -> float | None:
         return None
     gap = float(spectrum.eigenvalues[width] - spectrum.eigenvalues[width - 1])
     turned = math.asin(min(1.0, spectrum.floor / gap)) if gap > 0 else math.pi / 2
-    return max(turned, spectrum.size**0.5 * UNIT_ROUNDOFF)
+    return max(turned, math.sqrt(spectrum.size) * UNIT_ROUNDOFF)
 
 
 def _decades(mean: float, value: float) -> float | None:

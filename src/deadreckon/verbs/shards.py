@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from deadreckon.errors import InputError, UnreachableError, UsageError
+from deadreckon.errors import DeadreckonError, InputError, UnreachableError, UsageError
 from deadreckon.forward.collect import Collected
 from deadreckon.forward.share import Share
 from deadreckon.forward.spectrum import eigensolver
@@ -100,19 +100,11 @@ def merge_shards(files: Sequence[str | Path], *, solver: str = "eigh", tau: floa
     engine = eigensolver(solver)
     if engine.needs_tokens:
         raise UsageError(f"the {solver} solver needs the tokens themselves, shards hold moments: choose eigh or bottom")
-    shards = {Path(file): _record_of(Path(file)) for file in files}
+    shards = [(Path(file), _record_of(Path(file))) for file in files]
     first = _complete(shards)
     conclusions = []
     for prefix in ("model", *(f"twin.{seed}" for seed in first.twins)):
-        parts = [_restored(path, shard, prefix) for path, shard in shards.items()]
-        whole = parts[0]
-        for path, part in zip(list(shards)[1:], parts[1:], strict=True):
-            if not whole.statistics.same_norm(part.statistics):
-                raise InputError(f"{path}: its norm has other parameters than that of {next(iter(shards))}")
-            whole.statistics.merge(part.statistics)
-        ids = [part.ids for part in parts]
-        known = frozenset().union(*(i for i in ids if i is not None)) if None not in ids else None
-        merged = Collected(whole.statistics, known)
+        merged = _merged(shards, prefix)
         conclusions.append(concluded(merged, engine, tau, path=first.norm, wanted=first.wanted_tokens))
     provenance = {name: getattr(first, name) for name in _PROVENANCE}
     return record(provenance, first.warnings, conclusions, first.twins, solver, started)
@@ -129,7 +121,7 @@ def _state_of(collected: Collected) -> dict[str, Tensor]:
     statistics = collected.statistics
     state = {**statistics.state(), "gain": statistics.reference.gain.cpu(), "shift": statistics.reference.shift.cpu()}
     if collected.ids is not None:
-        state["ids"] = torch.tensor(sorted(collected.ids))
+        state["ids"] = torch.tensor(sorted(collected.ids), dtype=torch.int64)
     return state
 
 
@@ -146,19 +138,26 @@ def _record_of(path: Path) -> Shard:
         raise InputError(f"{path}: damaged, or not a file that --save wrote of a shard: {error}") from None
     if not isinstance(found, dict) or found.get("schema") != Shard.kind_of_record:
         raise InputError(f"{path}: not a shard: name files that `deadreckon measure --shard i/n --save FILE` wrote")
-    return Shard.from_dict(found)
+    try:
+        shard = Shard.from_dict(found)
+        Share.parse(shard.shard)
+    except DeadreckonError as error:
+        raise InputError(f"{path}: {error}") from None
+    return shard
 
 
-def _complete(shards: Mapping[Path, Shard]) -> Shard:
+def _complete(shards: Sequence[tuple[Path, Shard]]) -> Shard:
     """The first of the shards, once they are known to be all of one measurement."""
     if not shards:
         raise UsageError("no shards were given: name the files that `measure --shard i/n --save FILE` wrote")
-    path, first = next(iter(shards.items()))
+    # One without tokens has seen no dtype.
+    path, first = next((pair for pair in shards if pair[1].tokens), shards[0])
     wanted = Share.parse(first.shard).count
     seen: dict[str, Path] = {}
-    for other, shard in shards.items():
+    for other, shard in shards:
+        differs = _DIFFERS if shard.tokens else _DIFFERS | {"dtype"}
         for name, value in first.to_dict().items():
-            if name not in _DIFFERS and shard.to_dict()[name] != value:
+            if name not in differs and shard.to_dict()[name] != value:
                 raise InputError(
                     f"{other}: not of the same measurement as {path}: {name} is {shard.to_dict()[name]!r} there and "
                     f"{value!r} here"
@@ -174,6 +173,19 @@ def _complete(shards: Mapping[Path, Shard]) -> Shard:
             f"shard {', '.join(missing)} is missing: a part of the tokens would be left out; name them all"
         )
     return first
+
+
+def _merged(shards: Sequence[tuple[Path, Shard]], prefix: str) -> Collected:
+    """What all shards collected of one model, one of them in memory at a time."""
+    whole = _restored(*shards[0], prefix)
+    statistics, ids = whole.statistics, whole.ids
+    for path, shard in shards[1:]:
+        part = _restored(path, shard, prefix)
+        if not statistics.same_norm(part.statistics):
+            raise InputError(f"{path}: its norm has other parameters than that of {shards[0][0]}")
+        statistics.merge(part.statistics)
+        ids = None if ids is None or part.ids is None else ids | part.ids
+    return Collected(statistics, ids)
 
 
 def _restored(path: Path, shard: Shard, prefix: str) -> Collected:
@@ -193,7 +205,22 @@ def _restored(path: Path, shard: Shard, prefix: str) -> Collected:
             eps=shard.eps,
         )
         statistics = NormStatistics(norm, torch.device("cpu"))
-        statistics.restore(state, getattr(torch, shard.dtype))
-    except (SafetensorError, KeyError) as error:
-        raise InputError(f"{path}: tensors are missing or damaged ({error}): measure this shard again") from None
+        for name, empty in statistics.state().items():
+            _check(f"{prefix}.{name}", state[name], empty, shard.tokens)
+        dtype = getattr(torch, shard.dtype, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise InputError(f"{shard.dtype!r} is not a dtype of activations")
+        statistics.restore(state, dtype)
+    except (SafetensorError, KeyError, TypeError, DeadreckonError) as error:
+        raise InputError(f"{path}: not as --save wrote it ({error}): measure this shard again") from None
     return Collected(statistics, frozenset(state["ids"].tolist()) if "ids" in state else None)
+
+
+def _check(name: str, tensor: Tensor, expected: Tensor, tokens: int) -> None:
+    """Refuse what no measurement can have saved under that name."""
+    if (tensor.shape, tensor.dtype) != (expected.shape, expected.dtype):
+        raise InputError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}")
+    if not torch.isfinite(tensor).all():
+        raise InputError(f"{name} is not finite")
+    if name.endswith(".count") and int(tensor) != tokens:
+        raise InputError(f"{name} is {int(tensor)} and the record says {tokens} tokens")
