@@ -1,0 +1,137 @@
+"""The engine on a real accelerator: equal to the host to rounding, and steady when memory runs out."""
+
+import pytest
+import torch
+from torch import nn
+
+from deadreckon.errors import UsageError
+from deadreckon.forward.bottom import bottom
+from deadreckon.forward.moments import Moments
+from deadreckon.forward.spectrum import eigensolver
+from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.verbs.measure import measure
+
+pytestmark = pytest.mark.gpu
+
+U = torch.finfo(torch.float64).eps / 2
+CUDA = torch.device("cuda")
+
+
+def test_moments_are_those_of_the_host():
+    tokens = torch.randn(9000, 640, generator=torch.Generator().manual_seed(0)) + 100
+    host, device = Moments(640), Moments(640, CUDA)
+    host.update(tokens)
+    device.update(tokens.to(CUDA))
+    # Sums of N terms of size |y|^2 in different orders.
+    bound = 4 * 9000 * U * float(host.scatter().diagonal().max() + 9000 * 1e4)
+    assert (device.scatter().cpu() - host.scatter()).abs().max() <= bound
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_bottom_of_prescribed_spectra(batch):
+    size = 1500  # not a multiple of any block
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.stack(
+        [
+            torch.cat([torch.tensor([0.0, 1e-13, 1e-9, 1e-9]), torch.linspace(0.1, 1 + k, size - 4)]).double()
+            for k in range(batch)
+        ]
+    )
+    frames = torch.linalg.qr(torch.randn(batch, size, size, generator=generator, dtype=torch.float64)).Q
+    matrices = ((frames * truth[:, None]) @ frames.mT).to(CUDA)
+    found = bottom((matrices + matrices.mT) / 2, 6, complete=True)
+    floor = 4 * size * U * truth[:, -1:]
+    assert found.certified.all()
+    assert found.complete.all()
+    assert ((found.eigenvalues.cpu() - truth[:, :6]).abs() <= found.error.cpu() + floor).all()
+
+
+def test_bottom_solver_agrees_with_the_whole_solve():
+    tokens = torch.randn(8192, 1024, generator=torch.Generator().manual_seed(1)).to(CUDA)
+    tokens[:, 0] = tokens[:, 1]  # one dead direction
+    moments = Moments(1024, CUDA)
+    moments.update(tokens)
+    part, whole = (eigensolver(name).solve(moments, None) for name in ("bottom", "eigh"))
+    assert part.rest is not None
+    assert abs(float(part.eigenvalues[0] - whole.eigenvalues[0])) <= 8 * whole.floor
+    assert [part.dead_count(t) for t in (1e-2, 1e-8)] == [whole.dead_count(t) for t in (1e-2, 1e-8)] == [1, 1]
+    assert part.mean == pytest.approx(whole.mean)
+    assert float((part.eigenvectors[:, 0] @ whole.eigenvectors[:, 0]).abs()) >= 1 - 1e-9
+
+
+def test_a_model_measures_alike_on_host_and_device():
+    torch.manual_seed(0)
+    model = tiny_model("gpt_neox").eval()
+    host = measure(model, tokens=600)
+    device = measure(model.to(CUDA), tokens=600)
+    assert device.environment.device.startswith("cuda")
+    assert device.protocol.status == host.protocol.status == "ok"
+    # The model itself rounds differently, by some float32 units.
+    assert device.lambda_mean == pytest.approx(host.lambda_mean, rel=1e-4)
+    assert device.dead_counts == host.dead_counts
+    assert device.alignment >= 0.9999
+
+
+class Hungry(nn.Module):
+    """Takes memory in proportion to its rows, as attention does."""
+
+    def __init__(self, size=64):
+        super().__init__()
+        self.embed = nn.Embedding(100, size)
+        self.norm = nn.LayerNorm(size)
+        self.rows = []
+
+    def forward(self, input_ids):
+        self.rows.append(len(input_ids))
+        torch.empty(len(input_ids), 2**28, dtype=torch.uint8, device=input_ids.device)  # 256 MiB a row
+        return self.norm(self.embed(input_ids))
+
+
+@pytest.fixture
+def little_memory():
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + 1.2 * 2**30) / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+def batches(rows):
+    generator = torch.Generator().manual_seed(2)
+    return [{"input_ids": torch.randint(0, 100, (rows, 128), generator=generator)} for _ in range(2)]
+
+
+def test_running_out_of_memory_loses_and_doubles_nothing(little_memory):
+    torch.manual_seed(0)
+    model = Hungry().to(CUDA).eval()
+    calm = measure(model, batches=batches(16), batch_size=1, norm="norm")
+    model.rows.clear()
+    squeezed = measure(model, batches=batches(16), batch_size=16, norm="norm")
+    assert model.rows[0] == 16  # did not fit
+    assert max(model.rows[3:]) <= 4
+    assert squeezed.tokens == calm.tokens == 2 * 16 * 128
+    for key in ("lambda_mean", "lambda_max", "lambda_2"):
+        assert getattr(squeezed, key) == pytest.approx(getattr(calm, key), rel=1e-12)
+
+
+def test_one_row_that_does_not_fit_says_what_would(little_memory):
+    model = Hungry().to(CUDA).eval()
+    torch.cuda.set_per_process_memory_fraction(0.2 * 2**30 / torch.cuda.get_device_properties(0).total_memory)
+    with pytest.raises(UsageError, match=r"one row .* does not fit.*--dtype"):
+        measure(model, batches=batches(4), norm="norm")
+
+
+def test_stream_spectra_of_a_model(tmp_path):
+    torch.manual_seed(0)
+    model = tiny_model("gpt_neox").eval().to(CUDA)
+    vocabulary = model.config.vocab_size
+    ids = torch.randint(0, vocabulary, (64, 24), device=CUDA)
+    stream = StreamMoments(block_list(model))
+    with stream.watching(), torch.no_grad():
+        kept = model(input_ids=ids, output_hidden_states=True).hidden_states
+    nodes = node_spectra(stream.nodes, stream.dtypes)
+    for node, hidden in zip(nodes[:-1], kept, strict=False):
+        sigma = torch.linalg.svdvals(hidden.flatten(0, 1).double()) / (64 * 24) ** 0.5
+        assert abs(node.sigma_min - float(sigma[-1])) <= node.sigma_min_error + 1e-7 * float(sigma[0])
