@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--per-dimension", type=int, default=4)
     parser.add_argument("--out", default="large")
     options = parser.parse_args()
+    torch.cuda.init()
     rows = []
     for name in options.names:
         for gpu in range(torch.cuda.device_count()):

@@ -116,6 +116,21 @@ def test_batch_size(rowwise, batch_size, tokens):
     assert found.ids == frozenset(ids().flatten()[:tokens].tolist())
 
 
+def test_residual_and_signal_are_those_of_the_tokens(rowwise):
+    found = run(rowwise, plain(), batch_size=4, keep_tokens=True).statistics
+    native, exact = (torch.cat(parts) for parts in zip(*found.kept, strict=True))
+    with torch.no_grad():
+        inputs = rowwise.embed(torch.cat([batch["input_ids"] for batch in plain()])).flatten(0, 1)
+        _, magnified = found.reference(inputs + rowwise.first(inputs))
+    error = native - found.reference.shift - exact
+    # The shift is taken off in another order here: u |y| on errors of u32 |y|, relatively u/u32 a coordinate.
+    assert found.residual == pytest.approx(float((error.square().sum(1) / magnified).sum()), rel=1e-6)
+    assert found.residual > 0
+    assert found.signal == pytest.approx(
+        float((native - found.reference.shift).square().sum()), rel=4 * len(native) * U
+    )
+
+
 # Rounding of a float64 forward: LAYERS blocks of a few products of at most 4 WIDTH terms each.
 MODEL = 4 * LAYERS * 4 * WIDTH
 
@@ -441,6 +456,17 @@ def test_what_masked_positions_hold_is_no_error(rowwise, bad):
     assert_same(run(rowwise, [spoiled]), clean)
     with pytest.raises(InputError, match="by embed:"):  # the control: where it is not masked it is one
         run(rowwise, [{"input_ids": spoiled["input_ids"]}])
+
+
+def test_what_masked_positions_hold_is_not_what_is_named(rowwise):
+    """Row 0 is spoiled where it is masked, row 2 where it counts."""
+    batch = {"input_ids": ids(4), "attention_mask": torch.ones(4, 9, dtype=torch.long)}
+    batch["input_ids"][0, 6:], batch["attention_mask"][0, 6:] = 0, 0
+    batch["input_ids"][2, 5] = 0
+    with torch.no_grad():
+        rowwise.embed.weight[0] = NAN
+    with pytest.raises(InputError, match="batch 0, row 2, token 5: .* by embed:"):
+        run(rowwise, [batch], batch_size=4)
 
 
 def test_tokens_beyond_the_budget_are_not_looked_at(rowwise):
