@@ -465,7 +465,7 @@ def test_what_masked_positions_hold_is_not_what_is_named(rowwise):
     batch["input_ids"][2, 5] = 0
     with torch.no_grad():
         rowwise.embed.weight[0] = NAN
-    with pytest.raises(InputError, match="batch 0, row 2, token 5: .* by embed:"):
+    with pytest.raises(InputError, match=r"batch 0, row 2, token 5: .* by embed:"):
         run(rowwise, [batch], batch_size=4)
 
 

@@ -109,7 +109,7 @@ def test_running_out_of_memory_loses_and_doubles_nothing(little_memory):
     calm = measure(model, batches=batches(16), batch_size=1, norm="norm")
     model.rows.clear()
     squeezed = measure(model, batches=batches(16), batch_size=16, norm="norm")
-    assert 16 in model.rows  # did not fit
+    assert max(model.rows) > 8  # did not fit
     assert max(model.rows[-4:]) <= 4
     assert squeezed.tokens == calm.tokens == 2 * 16 * 128
     for key in ("lambda_mean", "lambda_max", "lambda_2"):

@@ -164,6 +164,21 @@ def test_the_same_in_python(model, tmp_path, whole):
     assert_same(merge_shards(files), measure(module, batches=batches))
 
 
+def test_a_shard_that_ran_nothing_has_no_say_in_the_dtype(tmp_path):
+    """With masks it is known beforehand that nothing is left for the fourth: its model never runs."""
+    module = tiny_model("gpt_neox")
+    ids = torch.randint(5, 120, (3, 40), generator=torch.Generator().manual_seed(0))
+    batches, files = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], []
+    for i in (4, 1, 2, 3):
+        part = measure_shard(module, f"{i}/4", batches=batches, tokens=200)
+        files.append(tmp_path / f"{i}.safetensors")
+        save_file(dict(part.vectors), files[-1], {"record": part.to_json()})
+    merged = merge_shards(files)
+    assert (merged.tokens, merged.distinct_inputs) == (120, ids.unique().numel())
+    assert any("only 120 of the 200 tokens" in warning for warning in merged.warnings)
+    assert merged.schur_ratio is not None  # float32, not the float64 of statistics that saw nothing
+
+
 def _record(file):
     from safetensors import safe_open
 

@@ -151,7 +151,9 @@ def final_norm(model: nn.Module, batch: Batch) -> NormSite:
     hidden = last_hidden_state(output if hasattr(output, "last_hidden_state") or not inner else inner[-1])
     if hidden is not None:
         for path, output in reversed(outputs.items()):
-            if output.shape == hidden.shape and torch.allclose(output, hidden, rtol=0, atol=0, equal_nan=True):
+            if output.shape == hidden.shape and torch.allclose(
+                output.to(hidden.device), hidden, rtol=0, atol=0, equal_nan=True
+            ):
                 return _site(model, path, hidden.shape[-1])
     raise UsageError(
         f"no norm of {type(model).__name__} makes its last hidden state: it ends un-normed, or changes what the norm "
