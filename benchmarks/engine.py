@@ -41,8 +41,8 @@ def main() -> None:
     )
     size = model.config.hidden_size
     figures: dict[str, Any] = {"model": options.model, "dtype": "bfloat16", "hidden_size": size}
-    for tokens in (16384, 65536):
-        figures[f"{tokens}"] = at(model, tokens, repeat=5 if tokens < 50000 else 3)
+    for tokens in (8192, 16384, 65536):
+        figures[f"{tokens}"] = at(model, tokens, repeat=5 if tokens == 16384 else 2)
     figures["spectrum"] = spectrum(size)
     if options.naive:
         figures["naive"] = naive(model, 16384, figures["16384"]["measure_bottom_s"])

@@ -24,7 +24,7 @@ from deadreckon.forward.precision import AT_FLOOR, UNIT_ROUNDOFF
 _WIDTH = 8  # vectors in a Krylov block, if not more are wanted; a solve for them costs little more than for one
 _EXTRA = 4  # vectors beside the wanted ones
 _BLOCKS = 8  # before a restart
-_FIRST_CHECK = 3  # a separated bottom is found by then
+_CHECKS = ((3,), (4,))  # blocks after which to look, from a far shift and from a near one
 _TURNS = 8
 _SEEN = 0.3
 _TOP_BLOCKS = 32
@@ -71,7 +71,7 @@ def bottom(
 
     Args:
         matrices: symmetric positive semidefinite, shape (b, d, d), float64.
-        count: k, at least 1 and below d/8; for a small fraction of d this pays.
+        count: k, at least 1 and below d/8, d at least 16; for a small fraction of d this pays.
         scale: about the largest eigenvalue of each, shape (b,), where it is known already.
         tolerance: relative error at which an eigenvalue is certified; one at the rounding of the matrix is certified
             by an absolute error of that size, a few d * u * lambda_max.
@@ -82,7 +82,7 @@ def bottom(
     Returns:
         The pairs. Uncertified ones are still the best found: the caller falls back to a full solve.
     """
-    scale = largest_eigenvalue(matrices, blocks=_FIRST_CHECK).value if scale is None else scale
+    scale = largest_eigenvalue(matrices, blocks=_CHECKS[0][0]).value if scale is None else scale
     floor = matrices.shape[-1] * UNIT_ROUNDOFF * scale
     factor, log_det = _first_factor(matrices, floor)
     block = _first_block(matrices, max(_WIDTH, count + _EXTRA))
@@ -90,7 +90,7 @@ def bottom(
         space = _Krylov(matrices, block, _BLOCKS)
         while not space.full:
             space.extend(factor.solve(space.last))
-            if space.full or (turn == 0 and space.blocks == _FIRST_CHECK):
+            if space.full or space.blocks in _CHECKS[turn > 0]:
                 ritz = space.pairs(slice(0, space.width))
                 values, vectors, error = (
                     ritz.values[:, :count],
@@ -109,6 +109,8 @@ def bottom(
             factor = _closer_factor(matrices, ritz, done, floor, factor)
         block = ritz.vectors
     proof = _nothing_below(matrices, values, vectors, floor, ceiling) if complete else None
+    # The factorisation may succeed on the rounding of a zero; its logarithm would count as one of a number.
+    log_det = torch.where(values[:, 0] > AT_FLOOR * floor, log_det, torch.nan)
     return Bottom(values, vectors, error, log_det, done.all(-1), proof)
 
 
@@ -178,7 +180,8 @@ class _Krylov:
         self._image[..., new] = self.matrices @ self._basis[..., new]
         self._imaged = self._filled
         basis, image = self._basis[..., : self._filled], self._image[..., : self._filled]
-        projected = basis.mT @ image
+        # A matrix of zeros leaves no direction to go on: it ends uncertified, the others of its batch do not notice.
+        projected = (basis.mT @ image).nan_to_num()
         # On the host: so small an eigenproblem takes less there than an accelerator's launches for it.
         small = np.linalg.eigh(((projected + projected.mT) / 2).cpu().numpy()).eigenvectors[..., which]
         vectors = torch.from_numpy(small).to(basis.device)

@@ -104,12 +104,13 @@ class Moments:
             other: moments of vectors of the same size.
 
         Raises:
-            UsageError: the sizes differ, or one of them is not centred.
+            UsageError: the sizes differ, or one of them is not centred, or an update of `other` broke off half-way.
         """
         if other.size != self.size or other.centred != self.centred:
             raise UsageError(f"moments in {other.size} and {self.size} dimensions, or about another point, do not add")
         if other.count == 0:
             return
+        other.check_whole()
         with _Writing(self):
             self.upper += other.upper.to(self.device)
             self._shift(other.count, other.mean.to(self.device))
@@ -144,10 +145,18 @@ class Moments:
         Raises:
             UsageError: an update broke off half-way.
         """
-        if self._half_written:
-            raise UsageError("these moments broke off in the middle of an update: start the measurement again")
+        self.check_whole()
         upper = self.upper.triu()
         return upper + upper.triu(1).T
+
+    def check_whole(self) -> None:
+        """Make sure that what it holds is what it has seen.
+
+        Raises:
+            UsageError: an update broke off half-way.
+        """
+        if self._half_written:
+            raise UsageError("these moments broke off in the middle of an update: start the measurement again")
 
     def gram(self) -> Tensor:
         """Sum of y y^T, shape (d, d), a new tensor."""
@@ -228,10 +237,11 @@ class _Writing:
         self.moments = moments
 
     def __enter__(self) -> None:
-        self.moments._half_written = True
+        self.before, self.moments._half_written = self.moments._half_written, True
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.moments._half_written = kind is not None
+        # An update that ends well does not mend an earlier one that did not.
+        self.moments._half_written = self.before or kind is not None
 
 
 def add_gram(upper: Tensor, vectors: Tensor) -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from deadreckon.forward.precision import UNIT_ROUNDOFF, storage_floor
 # Bytes that the matrices of one batched solve may take, with the copies that it makes of them.
 _WORKSPACE = 16 * 2**30
 _COPIES = 5
+_SMALLEST = 64  # below this a whole solve costs less
 
 
 def block_list(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -130,8 +131,9 @@ def node_spectra(nodes: Mapping[int, Moments], dtypes: Mapping[int, torch.dtype]
     groups: dict[tuple[int, torch.device], list[int]] = {}
     for index, moments in sorted(nodes.items()):
         groups.setdefault((moments.size, moments.device), []).append(index)
-    for (size, _), indices in groups.items():
-        together = max(1, _WORKSPACE // (8 * size**2 * _COPIES))
+    for (size, device), indices in groups.items():
+        # On the host nothing is won by solving many at once, and memory is lost.
+        together = max(1, _WORKSPACE // (8 * size**2 * _COPIES)) if device.type == "cuda" else 1
         for start in range(0, len(indices), together):
             part = indices[start : start + together]
             grams = torch.stack([nodes[index].gram().div_(nodes[index].count) for index in part])
@@ -141,26 +143,19 @@ def node_spectra(nodes: Mapping[int, Moments], dtypes: Mapping[int, torch.dtype]
 
 def _solved(indices: Sequence[int], grams: Tensor, dtypes: Sequence[torch.dtype]) -> list[NodeSpectrum]:
     size = grams.shape[-1]
-    largest = largest_eigenvalue(grams, blocks=8).value
-    ends = bottom(grams, 1, scale=largest)
-    values, errors, log_dets, tops, certified = (
-        tensor.tolist() for tensor in (ends.eigenvalues[:, 0], ends.error[:, 0], ends.log_det, largest, ends.certified)
-    )
     nodes = []
-    for row, (index, dtype) in enumerate(zip(indices, dtypes, strict=True)):
-        whole = not certified[row] or math.isnan(log_dets[row])
-        direction, value, error, top = ends.eigenvectors[row, :, 0], values[row], errors[row], tops[row]
-        eigenvalues = torch.empty(0)
-        if whole:
-            eigenvalues, vectors = torch.linalg.eigh(grams[row])
-            direction, value, error, top = vectors[:, 0], float(eigenvalues[0]), 0.0, float(eigenvalues[-1])
-        stored = storage_floor(dtype, grams[row].diagonal(), direction)
-        floor = stored + math.sqrt(UNIT_ROUNDOFF * max(top, 0.0) * size)
-        if whole:
-            above = eigenvalues[eigenvalues > floor**2]
+    for index, gram, dtype, end in zip(indices, grams, dtypes, _ends(grams), strict=True):
+        # A logarithm of what may be rounding alone tells nothing: with a value at the floor, all are looked at.
+        whole = end is None or end.value <= _floor(gram, dtype, end) ** 2
+        if end is None or whole:
+            eigenvalues, vectors = torch.linalg.eigh(gram)
+            end = _End(float(eigenvalues[0]), 0.0, vectors[:, 0], float(eigenvalues[-1]), math.nan)
+            above = eigenvalues[eigenvalues > _floor(gram, dtype, end) ** 2]
             geomean = float(above.log().mean().exp().sqrt()) if len(above) else 0.0
         else:
-            geomean = math.exp(log_dets[row] / (2 * size))
+            geomean = math.exp(end.log_det / (2 * size))
+        value, error, direction, top, _ = end
+        floor = _floor(gram, dtype, end)
         sigma = math.sqrt(max(value, 0.0))
         nodes.append(
             NodeSpectrum(
@@ -175,3 +170,36 @@ def _solved(indices: Sequence[int], grams: Tensor, dtypes: Sequence[torch.dtype]
             )
         )
     return nodes
+
+
+class _End(NamedTuple):
+    """The smallest eigenvalue of a Gram, the bound on its error, its eigenvector, the largest, and log det."""
+
+    value: float
+    error: float
+    direction: Tensor
+    top: float
+    log_det: float
+
+
+def _ends(grams: Tensor) -> list[_End | None]:
+    """What is found without whole solves, None where that has no certificate."""
+    if grams.shape[-1] < _SMALLEST:
+        return [None] * len(grams)
+    largest = largest_eigenvalue(grams, blocks=8).value
+    ends = bottom(grams, 1, scale=largest)
+    sure = ends.certified & ~ends.log_det.isnan()
+    columns = (ends.eigenvalues[:, 0], ends.error[:, 0], largest, ends.log_det, sure)
+    return [
+        _End(value, error, direction, top, log_det) if certain else None
+        for (value, error, top, log_det, certain), direction in zip(
+            zip(*(column.tolist() for column in columns), strict=True), ends.eigenvectors[..., 0], strict=True
+        )
+    ]
+
+
+def _floor(gram: Tensor, dtype: torch.dtype, end: _End) -> float:
+    """What a singular value of zero may have become."""
+    return storage_floor(dtype, gram.diagonal(), end.direction) + math.sqrt(
+        UNIT_ROUNDOFF * max(end.top, 0.0) * len(gram)
+    )
