@@ -5,6 +5,7 @@ Markers in a page say what belongs between them::
     <!-- output: deadreckon read --help -->    a command, and what it prints
     <!-- keys: Reading -->                     the fields of a record of `deadreckon.results`
     <!-- names: random -->                     what may follow ``random:``
+    <!-- table: engine -->                     a table of recorded benchmarks, see benchmark_tables.py
     <!-- end -->                               closes each of them
 
 Run it to bring everything up to date; ``--fast`` leaves the outputs of forward passes as they are; ``--check`` writes
@@ -29,17 +30,19 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from benchmark_tables import table
+
 from deadreckon.checkpoint.zoo import zoo_names
 from deadreckon.cli.main import main as deadreckon_main
 from deadreckon.results import measurement, reading
 from deadreckon.results.schema import RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/index.md", "docs/cli.md", "docs/json.md")
+PAGES = ("README.md", "docs/index.md", "docs/cli.md", "docs/json.md", "docs/scale.md")
 SCHEMAS = "docs/schemas"
 
 _MARKED = re.compile(
-    r"^(?P<indent> *)<!-- (?P<what>output|keys|names): (?P<of>.+?) -->\n(?P<body>.*?)^ *<!-- end -->", re.M | re.S
+    r"^(?P<indent> *)<!-- (?P<what>output|keys|names|table): (?P<of>.+?) -->\n(?P<body>.*?)^ *<!-- end -->", re.M | re.S
 )
 _FORWARD = ("measure", "demo")
 _UNREACHABLE = 3
@@ -77,7 +80,7 @@ def fill(page: str, *, fast: bool = False) -> str:
 
     def block(match: re.Match[str]) -> str:
         old = textwrap.dedent(match["body"]).strip("\n")
-        new = {"output": _output, "keys": _keys, "names": _names}[match["what"]](match["of"], old, fast)
+        new = {"output": _output, "keys": _keys, "names": _names, "table": _table}[match["what"]](match["of"], old, fast)
         body = old if _timeless(old) == _timeless(new) else new
         marked = f"<!-- {match['what']}: {match['of']} -->\n\n{body}\n\n<!-- end -->"
         return textwrap.indent(marked, match["indent"], lambda line: bool(line.strip()))
@@ -135,6 +138,10 @@ def _keys(name: str, _old: str, _fast: bool) -> str:
 def _names(of: str, _old: str, _fast: bool) -> str:
     names = ", ".join(f"`{name}`" for name in {"random": zoo_names}[of]())
     return textwrap.fill(f"{names}.", 118, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(of: str, _old: str, _fast: bool) -> str:
+    return table(of)
 
 
 def _fields(record: type) -> Iterator[dataclasses.Field[Any]]:

@@ -247,6 +247,14 @@ def test_several_covariances_at_once_each_fall_back_on_their_own():
     assert found[1].dead_count(1e-2) == 100
 
 
+@pytest.mark.parametrize(("dead", "whole"), [(7, False), (8, True), (9, True)])
+def test_as_many_dead_as_it_solves_for_need_the_whole_solve(dead, whole):
+    """All of them dead, it cannot say that these are all."""
+    found = eigensolver("bottom").solve(tokens_with(torch.cat([row(*[0] * dead), bulk(301 - dead)])), None)
+    assert (found.rest is None) == whole
+    assert found.dead_count(1e-2) == found.dead_count(1e-8) == dead
+
+
 @pytest.mark.parametrize("broken", ["certified", "complete"])
 def test_without_a_certificate_it_is_the_whole_solve(monkeypatch, broken):
     def failing(*args, **kwargs):

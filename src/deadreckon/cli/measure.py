@@ -136,6 +136,7 @@ def prepare_torch() -> None:
     """
     import os
     import warnings
+    from logging import getLogger
 
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.simplefilter("ignore")
@@ -149,6 +150,7 @@ def prepare_torch() -> None:
     logging: Any = transformers.logging
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    getLogger("accelerate").setLevel("ERROR")
 
 
 def measurement_table(measurement: Measurement) -> RenderableType:

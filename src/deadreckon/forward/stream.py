@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deadreckon.errors import UsageError
 from deadreckon.forward.bottom import bottom, largest_eigenvalue
 from deadreckon.forward.moments import Moments
-from deadreckon.forward.precision import UNIT_ROUNDOFF, storage_floor
+from deadreckon.forward.precision import AT_FLOOR, UNIT_ROUNDOFF, at_floor, storage_floor
 
 # Bytes that the matrices of one batched solve may take, with the copies that it makes of them.
 _WORKSPACE = 16 * 2**30
@@ -146,11 +146,11 @@ def _solved(indices: Sequence[int], grams: Tensor, dtypes: Sequence[torch.dtype]
     nodes = []
     for index, gram, dtype, end in zip(indices, grams, dtypes, _ends(grams), strict=True):
         # A logarithm of what may be rounding alone tells nothing: with a value at the floor, all are looked at.
-        whole = end is None or end.value <= _floor(gram, dtype, end) ** 2
+        whole = end is None or at_floor(end.value, _floor(gram, dtype, end) ** 2)
         if end is None or whole:
             eigenvalues, vectors = torch.linalg.eigh(gram)
             end = _End(float(eigenvalues[0]), 0.0, vectors[:, 0], float(eigenvalues[-1]), math.nan)
-            above = eigenvalues[eigenvalues > _floor(gram, dtype, end) ** 2]
+            above = eigenvalues[eigenvalues > AT_FLOOR * _floor(gram, dtype, end) ** 2]
             geomean = float(above.log().mean().exp().sqrt()) if len(above) else 0.0
         else:
             geomean = math.exp(end.log_det / (2 * size))

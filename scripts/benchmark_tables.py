@@ -1,0 +1,75 @@
+"""The tables of the README that come from recorded benchmarks, made from ``benchmarks/results/*.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
+
+
+def table(name: str) -> str:
+    """The Markdown table of that name.
+
+    Args:
+        name: one of `TABLES`.
+
+    Returns:
+        The table.
+    """
+    return "\n".join(f"| {' | '.join(row)} |" for row in TABLES[name]())
+
+
+def _engine() -> list[list[str]]:
+    figures = _figures("engine_h200_pythia-6.9b")
+    rows = [["tokens", "16,384", "65,536"], ["---", "---", "---"]]
+    for label, key in (
+        ("bare forward, bfloat16", "forward_s"),
+        ("`measure`, finding the norm included, `--solver bottom`", "measure_bottom_s"),
+        ("`measure`, whole spectra (`eigh`)", "measure_eigh_s"),
+        ("Grams of all 33 nodes of the stream", "stream_collect_over_forward"),
+        ("the same with σ_min, σ_max and log det of each", "stream_s"),
+    ):
+        cells = []
+        for tokens in ("16384", "65536"):
+            part = figures[tokens]
+            seconds = part[key] if key.endswith("_s") else part[key] * part["forward_s"]
+            cells.append(f"{seconds:.2f} s ({seconds / part['forward_s']:.2f}×)")
+        rows.append([label, *cells])
+    return rows
+
+
+def _host() -> list[list[str]]:
+    figures = _figures("host")
+    rows = [["Pythia-160M shape, 13 nodes, float32, two cores", "tokens", "seconds", "memory above the model"]]
+    rows.append(["---", "---", "---", "---"])
+    for label, key in (
+        ("bare forward", "forward"),
+        ("deadreckon", "ours"),
+        ("deadreckon, eight times the tokens", "ours, long"),
+        ("keep the activations, `numpy.linalg.svd`", "naive"),
+    ):
+        row = figures[key]
+        rows.append([label, f"{row['tokens']:,}", f"{row['seconds']:.1f}", f"{row['peak_mb']:.0f} MB"])
+    return rows
+
+
+def _peers() -> list[list[str]]:
+    figures = _figures("peers")
+    measure = figures["rows"]["deadreckon measure"]["seconds"]
+    rows = [["MiniLM, 3,072 tokens, two cores", "whole process", "over `measure`", "what it tells"], ["---"] * 4]
+    for name, row in figures["rows"].items():
+        ratio = row["ratios"]["measure"]
+        extrapolated = ", extrapolated" if name == "devinterp LLC" else ""
+        rows.append([name, f"{ratio * measure:,.1f} s{extrapolated}", f"{ratio:.3g}×", row["says"]])
+    return rows
+
+
+def _figures(name: str) -> dict[str, Any]:
+    figures: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
+    return figures
+
+
+TABLES: dict[str, Callable[[], list[list[str]]]] = {"engine": _engine, "host": _host, "peers": _peers}
