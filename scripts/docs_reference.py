@@ -80,7 +80,9 @@ def fill(page: str, *, fast: bool = False) -> str:
 
     def block(match: re.Match[str]) -> str:
         old = textwrap.dedent(match["body"]).strip("\n")
-        new = {"output": _output, "keys": _keys, "names": _names, "table": _table}[match["what"]](match["of"], old, fast)
+        new = {"output": _output, "keys": _keys, "names": _names, "table": _table}[match["what"]](
+            match["of"], old, fast
+        )
         body = old if _timeless(old) == _timeless(new) else new
         marked = f"<!-- {match['what']}: {match['of']} -->\n\n{body}\n\n<!-- end -->"
         return textwrap.indent(marked, match["indent"], lambda line: bool(line.strip()))
