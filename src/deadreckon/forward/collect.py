@@ -122,7 +122,7 @@ class _Budget:
     def allowed(self, rows: Rows, mask: Tensor | None) -> list[int] | None:
         """Tokens to take of each row: its unmasked ones, as far as wanted; None while the rows' length is unknown."""
         if mask is not None:
-            return self._within([int(length) for length in mask.sum(1)])
+            return self._within(list(mask.sum(1).tolist()))
         length = self._lengths.get(rows.key())
         return None if length is None else self._within([length] * rows.count)
 
