@@ -11,6 +11,7 @@ from torch import nn
 from deadreckon.checkpoint.find import find_norms
 from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.forward.affine import redraw_affine
+from deadreckon.forward.anatomy import named_norm, norms_like
 from deadreckon.forward.tiny import tiny_inputs, tiny_model
 from deadreckon.results.measurement import Measurement
 from deadreckon.results.schema import json_schema
@@ -348,3 +349,20 @@ def test_opt_350m_style_model_ends_unnormed():
     model = tiny_model("opt", do_layer_norm_before=False, word_embed_proj_dim=16)
     with pytest.raises(UsageError, match="un-normed"):
         measure(model, batches=[tiny_inputs(model)])
+
+
+@pytest.mark.slow
+def test_a_norm_may_be_named_as_the_file_names_it(smollm2):
+    found = measure(smollm2, norm="blk.3.ffn_norm.weight", tokens=1200)
+    assert found.norm == "layers.3.post_attention_layernorm"
+    assert (found.kind, found.protocol.status, found.described_by) == ("rmsnorm", "ok", "checkpoint")
+
+
+def test_norms_are_told_apart_by_their_gains():
+    model = tiny_model("gpt_neox")
+    redraw_affine(model, "lognormal:0.5", 0)
+    wanted = named_norm(model, "final_layer_norm").norm
+    assert [site.path for site in norms_like(model, wanted)] == ["final_layer_norm"]
+    other = dataclasses.replace(wanted, gain=wanted.gain * (1 + 0.05 * np.cos(np.arange(wanted.hidden_size))))
+    assert norms_like(model, other) == []
+    assert len(norms_like(tiny_model("gpt_neox"), dataclasses.replace(wanted, gain=np.ones_like(wanted.gain)))) > 1

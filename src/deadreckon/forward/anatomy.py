@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -159,6 +160,26 @@ def final_norm(model: nn.Module, batch: Batch) -> NormSite:
         f"no norm of {type(model).__name__} makes its last hidden state: it ends un-normed, or changes what the norm "
         f"made; {_choices(model)}"
     )
+
+
+def norms_like(model: nn.Module, norm: Norm) -> list[NormSite]:
+    """The norms of a model that have the gain of another, to the rounding of a 16-bit dtype.
+
+    Args:
+        model: any module.
+        norm: a description, from a checkpoint's files for example.
+
+    Returns:
+        The sites; several where gains are alike (at initialisation all are).
+    """
+    found = []
+    for path, probe in probe_norms(model).items():
+        candidate = probe.norm(path)
+        if candidate is not None and candidate.hidden_size == norm.hidden_size:
+            tolerance = torch.finfo(torch.bfloat16).eps * np.abs(norm.gain).max()
+            if np.abs(candidate.gain - norm.gain).max() <= tolerance:
+                found.append(NormSite(path, model.get_submodule(path), candidate))
+    return found
 
 
 def norms_of(model: nn.Module, select: str | None = None) -> list[Norm]:

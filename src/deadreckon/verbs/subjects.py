@@ -18,7 +18,7 @@ from deadreckon.errors import UsageError
 from deadreckon.forward import calibration as calibrations
 from deadreckon.forward import load
 from deadreckon.forward.affine import parse_affine, redraw_affine
-from deadreckon.forward.anatomy import NormSite, evaluating, final_norm, named_norm
+from deadreckon.forward.anatomy import NormSite, evaluating, final_norm, named_norm, norms_like
 from deadreckon.forward.calibration import Calibration
 from deadreckon.forward.collect import Collected, Progress, collect
 from deadreckon.forward.placement import input_device, placement
@@ -119,7 +119,7 @@ class Subjects:
         if affine is not None and is_random:
             redraw_affine(loaded.model, affine, seed)
         inputs = _calibration(loaded, seed, options)
-        site = _site(loaded.model, norm, inputs)
+        site = _site(loaded.model, norm, inputs, described)
         return cls(
             name=type(loaded.model).__name__ if source is None else str(source),
             seed=seed,
@@ -232,9 +232,16 @@ def _calibration(loaded: load.Loaded, seed: int, options: Options) -> Calibratio
     return calibrations.text(tokenizer, texts, loaded.model.config, describe=describe, batch_size=batch_size)
 
 
-def _site(model: nn.Module, norm: str | None, inputs: Calibration) -> NormSite:
+def _site(model: nn.Module, norm: str | None, inputs: Calibration, described: Norm | None) -> NormSite:
     if norm is not None:
-        return named_norm(model, norm)
+        try:
+            return named_norm(model, norm)
+        except UsageError:
+            # The file may name its tensors otherwise than the model its modules (GGUF does): the values tell.
+            same = [] if described is None else norms_like(model, described)
+            if len(same) != 1:
+                raise
+            return same[0]
     first = next(inputs.batches(), None)
     if first is None:
         raise UsageError("no batches were given: there is nothing to measure")
