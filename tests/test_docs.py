@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if path.exists()]
 FENCE = re.compile(r"^ *```(\w+)\n(.*?)^ *```", re.M | re.S)
 
+sys.path.insert(0, str(ROOT / "scripts"))  # as when the script runs by itself
 spec = importlib.util.spec_from_file_location("docs_reference", ROOT / "scripts" / "docs_reference.py")
 docs_reference = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs_reference)
