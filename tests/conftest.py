@@ -3,6 +3,7 @@
 import pytest
 
 from deadreckon.checkpoint.demo import demo_path
+from deadreckon.cli import main as cli
 from deadreckon.errors import UnreachableError
 
 
@@ -23,3 +24,15 @@ def minilm():
 def smollm2():
     """GGUF file of SmolLM2-135M-Instruct: RMSNorm, trained."""
     return _path("smollm2")
+
+
+@pytest.fixture
+def called(capfd):
+    """Run the command in this process; returns exit code, stdout and stderr."""
+
+    def call(*arguments):
+        code = cli.main([str(a) for a in arguments])
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call

@@ -22,18 +22,6 @@ def run(*arguments, **environment):
     )
 
 
-@pytest.fixture
-def called(capfd):
-    """Run the command in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments):
-        code = cli.main([str(a) for a in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
-
-
 def test_read_json_is_one_document_with_the_documented_keys(called, minilm):
     code, out, err = called("read", minilm, "--json")
     data = json.loads(out)

@@ -5,24 +5,11 @@ import json
 import pytest
 import torch
 
-from deadreckon.cli import main as cli
 from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.tiny import LAYERS, WIDTH, tiny_model
 
 U = torch.finfo(torch.float64).eps / 2
 TOKENS = 1100
-
-
-@pytest.fixture
-def called(capfd):
-    """Run the command in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments):
-        code = cli.main([str(a) for a in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

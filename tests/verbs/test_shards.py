@@ -24,18 +24,6 @@ TOKENS = 1100  # ends in the middle of the third of the rows of 510
 SHARDS = 4  # so the last one is empty
 
 
-@pytest.fixture
-def called(capfd):
-    """Run the command in this process; returns exit code, stdout and stderr."""
-
-    def call(*arguments):
-        code = cli.main([str(a) for a in arguments])
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return call
-
-
 def stored(folder, seed=0):
     model = tiny_model("gpt_neox", max_position_embeddings=512)
     redraw_affine(model, "lognormal:0.5", seed)

@@ -5,9 +5,9 @@ block Krylov space finds it in a few matrix products; all matrices of a batch ad
 singular to rounding, our normal case, is factored with a shift at the size of that rounding: the shift only steers the
 search. What is reported are Rayleigh-Ritz values of the matrix itself, nothing is damped.
 
-Certificates: each pair's residual |Cv - theta v| bounds the distance of theta from an eigenvalue (Weyl; the square of
-the residual over the gap is sharper for a separated one), and a Cholesky factor of the matrix with the found pairs
-lifted shows by Sylvester's law of inertia that nothing below them was missed.
+Certificates: each pair's residual |Cv - theta v| bounds the distance of theta from an eigenvalue (Weyl); the square of
+the residual over the gap to the neighbours found is sharper, where none between them was missed. A Cholesky factor of
+the matrix with the found pairs lifted shows by Sylvester's law of inertia that nothing below them was.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deadreckon.forward.precision import AT_FLOOR, UNIT_ROUNDOFF
 _WIDTH = 8  # vectors in a Krylov block, if not more are wanted; a solve for them costs little more than for one
 _EXTRA = 4  # vectors beside the wanted ones
 _BLOCKS = 8  # before a restart
-_CHECKS = ((3,), (4,))  # blocks after which to look, from a far shift and from a near one
+_LOOK = (3, 4)  # blocks after which to look before the basis is full, from the first shift and from a nearer one
 _TURNS = 8
 _SEEN = 0.6  # residual relative to the value at which a shift close to it is taken
 _TOP_BLOCKS = 32
@@ -44,7 +44,7 @@ class Bottom:
     Attributes:
         eigenvalues: ascending, shape (b, k).
         eigenvectors: columns, shape (b, d, k).
-        error: bound on the distance of each eigenvalue from an exact one, shape (b, k).
+        error: bound on the distance of each eigenvalue from an exact one, shape (b, k), where none was missed.
         log_det: shape (b,); NaN where the matrix is singular to rounding.
         certified: whether every error is within the tolerance, shape (b,), bool.
         complete: whether no other eigenvalue lies below these (or the ceiling), shape (b,); None if it was not asked.
@@ -82,7 +82,7 @@ def bottom(
     Returns:
         The pairs. Uncertified ones are still the best found: the caller falls back to a full solve.
     """
-    scale = largest_eigenvalue(matrices, blocks=_CHECKS[0][0]).value if scale is None else scale
+    scale = largest_eigenvalue(matrices, blocks=_LOOK[0]).value if scale is None else scale
     floor = matrices.shape[-1] * UNIT_ROUNDOFF * scale
     factor, log_det = _first_factor(matrices, floor)
     block = _first_block(matrices, max(_WIDTH, count + _EXTRA))
@@ -90,7 +90,7 @@ def bottom(
         space = _Krylov(matrices, block, _BLOCKS)
         while not space.full:
             space.extend(factor.solve(space.last))
-            if space.full or space.blocks in _CHECKS[turn > 0]:
+            if space.full or space.blocks == _LOOK[turn > 0]:
                 ritz = space.pairs(slice(0, space.width))
                 values, vectors, error = (
                     ritz.values[:, :count],

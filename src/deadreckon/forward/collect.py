@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +87,7 @@ def collect(
                 part = {**extra, **placed(rows.take(chosen), device)}
                 pair = _forward(model, site, part, captured)
                 if pair is None:
-                    size.failed(len(chosen), ", ".join(f"{k} {tuple(v.shape)}" for k, v in part.items() if _is(v)))
+                    size.failed(len(chosen), _shapes(part))
                     continue
                 inputs, outputs = (_by_row(tensor, len(chosen), site) for tensor in pair)
                 if allowed is None:
@@ -215,5 +214,5 @@ def _ids(batch: Batch, shape: torch.Size) -> Tensor | None:
     return None
 
 
-def _is(value: Any) -> bool:
-    return isinstance(value, Tensor)
+def _shapes(batch: Batch) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if isinstance(value, Tensor))

@@ -22,7 +22,7 @@ from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.forward.calibration import Calibration
 from deadreckon.forward.moments import Moments, Variances
 from deadreckon.forward.share import Share
-from deadreckon.forward.statistics import NormStatistics
+from deadreckon.forward.statistics import ACCUMULATORS, NormStatistics
 
 # A process that is slower than the others by more than this is taken for dead. One that ends is noticed at once.
 _PATIENCE = datetime.timedelta(minutes=30)
@@ -97,8 +97,7 @@ def agree(what: str, fingerprint: str) -> None:
     Raises:
         InputError: they differ.
     """
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, fingerprint)
+    found = _gathered(fingerprint)
     others = [str(rank) for rank, theirs in enumerate(found) if theirs != found[0]]
     if others:
         raise InputError(
@@ -139,42 +138,31 @@ def add_up(statistics: NormStatistics) -> None:
     """
     if statistics.kept is not None:
         raise UsageError("the svd solver keeps the tokens themselves: run it in one process, or choose eigh")
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, statistics.dtype if statistics.count else None)
+    found = _gathered(statistics.dtype if statistics.count else None)
     statistics.dtype = next((dtype for dtype in found if dtype is not None), statistics.dtype)
-    for name in ("native", "exact", "projected", "projected_exact", "projected_error"):
-        _add_up_moments(getattr(statistics, name))
-    _add_up_variances(statistics.error)
+    for name in ACCUMULATORS:
+        _add_up(getattr(statistics, name))
     for total in (statistics.residual, statistics.signal):
         dist.all_reduce(total)
 
 
 def union(ids: frozenset[int] | None) -> frozenset[int] | None:
     """The token ids that any process saw; None where one of them has none."""
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, ids)
+    found = _gathered(ids)
     return None if any(part is None for part in found) else frozenset().union(*found)
 
 
-def _add_up_moments(moments: Moments) -> None:
-    count, mean = _common_mean(moments.count, moments.mean)
-    moments.move_to(mean)
-    dist.all_reduce(moments.upper)
-    moments.count = count
-
-
-def _add_up_variances(variances: Variances) -> None:
-    count, mean = _common_mean(variances.count, variances.mean)
-    variances.squares += variances.count * (variances.mean - mean).square()
-    dist.all_reduce(variances.squares)
-    variances.count, variances.mean = count, mean
-
-
-def _common_mean(count: int, mean: Tensor) -> tuple[int, Tensor]:
-    """Number and mean of the vectors of all processes."""
-    counts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(counts, count)
-    total = sum(counts)
-    mean = mean * (count / total) if total else mean.clone()
+def _add_up(accumulator: Moments | Variances) -> None:
+    total = sum(_gathered(accumulator.count))
+    mean = accumulator.mean * (accumulator.count / total) if total else accumulator.mean.clone()
     dist.all_reduce(mean)
-    return total, mean
+    accumulator.move_to(mean)
+    dist.all_reduce(accumulator.sums)
+    accumulator.count = total
+
+
+def _gathered(value: Any) -> list[Any]:
+    """The value that each process gives, by rank."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

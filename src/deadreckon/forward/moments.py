@@ -115,8 +115,14 @@ class Moments:
             self.upper += other.upper.to(self.device)
             self._shift(other.count, other.mean.to(self.device))
 
+    @property
+    def sums(self) -> Tensor:
+        """What adds up over accumulators about one mean."""
+        return self.upper
+
     def move_to(self, mean: Tensor) -> None:
         """Refer the scatter to another mean, in preparation of adding others about that one."""
+        self.check_whole()
         step = self.mean - mean
         self.upper.addr_(step, step, alpha=self.count)
         self.mean = mean
@@ -211,6 +217,16 @@ class Variances:
         self.squares += squares + step.square() * (self.count * count / total)
         self.mean += step * (count / total)
         self.count = total
+
+    @property
+    def sums(self) -> Tensor:
+        """What adds up over accumulators about one mean."""
+        return self.squares
+
+    def move_to(self, mean: Tensor) -> None:
+        """Refer the squares to another mean, in preparation of adding others about that one."""
+        self.squares += self.count * (self.mean - mean).square()
+        self.mean = mean
 
     def variance(self) -> Tensor:
         """Variance of each coordinate, shape (d,)."""

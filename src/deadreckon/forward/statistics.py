@@ -14,7 +14,7 @@ from deadreckon.forward.reference import ReferenceNorm
 from deadreckon.kernel.norm import Norm
 from deadreckon.kernel.subspace import DeadSubspace
 
-_ACCUMULATORS = ("native", "exact", "error", "projected", "projected_exact", "projected_error")
+ACCUMULATORS = ("native", "exact", "error", "projected", "projected_exact", "projected_error")
 
 
 _SMALLEST_CHUNK = 64
@@ -105,7 +105,7 @@ class NormStatistics:
         shifted.mean.add_(self.reference.shift)
         whole = [shifted, *(Centred.of(part, overwrite=True) for part in (exact, error))]
 
-        for name, part in zip(_ACCUMULATORS, [*whole, *projections], strict=True):
+        for name, part in zip(ACCUMULATORS, [*whole, *projections], strict=True):
             getattr(self, name).add(part)
         self.residual += residual
         self.signal += signal
@@ -128,7 +128,7 @@ class NormStatistics:
             )
         if other.count:
             self.dtype = other.dtype
-        for name in _ACCUMULATORS:
+        for name in ACCUMULATORS:
             getattr(self, name).merge(getattr(other, name))
         self.residual += other.residual.to(self.residual.device)
         self.signal += other.signal.to(self.signal.device)
@@ -148,14 +148,14 @@ class NormStatistics:
     def state(self) -> dict[str, Tensor]:
         """Everything it has seen, as tensors on the CPU, for `restore`; the norm itself is not in it."""
         state = {"residual": self.residual.cpu(), "signal": self.signal.cpu()}
-        for name in _ACCUMULATORS:
+        for name in ACCUMULATORS:
             state.update({f"{name}.{key}": value for key, value in getattr(self, name).state().items()})
         return state
 
     def restore(self, state: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         """Take over what `state` has seen of the same norm, put out in `dtype`."""
         device = self.tested.device
-        for name in _ACCUMULATORS:
+        for name in ACCUMULATORS:
             empty = getattr(self, name)
             setattr(self, name, empty.from_state({key: state[f"{name}.{key}"] for key in empty.state()}, device))
         self.residual, self.signal = state["residual"].to(device), state["signal"].to(device)

@@ -99,7 +99,7 @@ class NodeSpectrum:
     Attributes:
         index: of the block; -1 for what enters the first.
         sigma_min: smallest.
-        sigma_min_error: bound on its distance from an exact one, before rounding of the Gram.
+        sigma_min_error: bound on its distance from an exact one, before rounding of the Gram, where none was missed.
         sigma_floor: what rounding of the stored stream and of the Gram may make of a singular value of zero.
         sigma_geomean: geometric mean of those above the floor.
         sigma_max: largest, from below, to a few hundredths.

@@ -147,8 +147,8 @@ def concluded(collected: Collected, solver: Eigensolver, tau: float, *, path: st
 
 
 def _record(subjects: Subjects, conclusions: list[Conclusion], solver: str, started: float) -> Measurement:
-    seeds = range(subjects.seed + 1, subjects.seed + len(conclusions))
-    return record(subjects.provenance(), subjects.loaded.warnings, conclusions, seeds, solver, started)
+    warnings = subjects.loaded.warnings
+    return record(subjects.provenance(), warnings, conclusions, subjects.twin_seeds, solver, started)
 
 
 def record(

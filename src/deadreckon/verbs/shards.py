@@ -74,7 +74,7 @@ def measure_shard(model: str | Path | nn.Module, shard: str, **options: Any) -> 
         tokens=tokens,
         wanted_tokens=subjects.tokens,
         distinct_inputs=distinct,
-        twins=list(range(subjects.seed + 1, subjects.seed + 1 + subjects.options.twin)),
+        twins=subjects.twin_seeds,
         warnings=list(subjects.loaded.warnings),
         seconds=time.perf_counter() - started,
     ).with_vectors(lambda: arrays)

@@ -150,11 +150,16 @@ class Subjects:
             )
         return asked
 
+    @property
+    def twin_seeds(self) -> list[int]:
+        """Seed of each random-init twin."""
+        return list(range(self.seed + 1, self.seed + 1 + self.options.twin))
+
     def each(self) -> Iterator[Subject]:
         """The model, then its twins, each built when it is asked for."""
         model, affine = self.loaded.model, self.options.affine
         yield Subject(None, model, self.site)
-        for seed in range(self.seed + 1, self.seed + 1 + self.options.twin):
+        for seed in self.twin_seeds:
             twin = load.twin(model, seed)
             if affine is not None:
                 redraw_affine(twin, affine, seed)
