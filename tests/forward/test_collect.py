@@ -399,6 +399,14 @@ def test_auto_grows_while_memory_allows_and_stops_where_it_does_not(rowwise, mon
         assert sum(limited.seen) == 255
 
 
+def test_auto_grows_where_free_memory_is_not_known(rowwise, monkeypatch):
+    monkeypatch.setattr(batching, "free_memory", lambda device: None)
+    limited = Limited(rowwise.embed, 1000)
+    run(rowwise, [{"input_ids": ids(64, 9)}])
+    limited.handle.remove()
+    assert max(limited.seen) > 1
+
+
 def test_growth_stops_where_larger_batches_are_no_faster(rowwise, monkeypatch):
     monkeypatch.setattr(batching, "free_memory", lambda device: 1 << 50)
     limited = Limited(rowwise.embed, 10_000)

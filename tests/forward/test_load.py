@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deadreckon.errors import InputError, UnreachableError, UsageError
-from deadreckon.forward import load
+from deadreckon.forward import load, placement
 from deadreckon.forward.tiny import tiny_model
 
 CPU = torch.device("cpu")
@@ -134,7 +134,7 @@ def test_random_model_of_a_class_that_is_not_installed_is_refused():
 @pytest.mark.parametrize("name", ["cuda:99", "tpu", "", "cpu:x"])
 def test_device_that_is_not_there_is_refused(name):
     with pytest.raises(UsageError, match="device"):
-        load.resolve_device(name)
+        placement.resolve_device(name)
 
 
 def test_dtype_names():

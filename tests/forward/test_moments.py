@@ -228,6 +228,8 @@ def test_moments_that_broke_off_are_spoiled_for_good(tokens, monkeypatch):
                 use()
         with pytest.raises(UsageError, match="broke off"):
             whole.merge(moments)
+        with pytest.raises(UsageError, match="broke off"):
+            moments.move_to(whole.mean)  # before processes add theirs up
         moments.update(tokens[:10])  # one that ends well does not mend it
     assert torch.equal(whole.scatter(), of(tokens[:1000]).scatter())
 

@@ -57,24 +57,6 @@ def base_model(model: nn.Module) -> nn.Module:
     return base if isinstance(base, nn.Module) else model
 
 
-def computing_device(module: nn.Module, otherwise: torch.device) -> torch.device:
-    """Where float64 statistics of a module's output are kept: the device that it runs on, if that has float64.
-
-    Args:
-        module: its own first parameter tells, or the hook by which accelerate dispatches it.
-        otherwise: for a module without either.
-
-    Returns:
-        The device.
-    """
-    hook = getattr(module, "_hf_hook", None)
-    device = getattr(hook, "execution_device", None)
-    if device is None:
-        device = next((parameter.device for parameter in module.parameters()), otherwise)
-    device = torch.device(device)
-    return torch.device("cpu") if device.type in {"mps", "meta"} else device
-
-
 def run(model: nn.Module, batch: Batch) -> Any:
     """The model's output on one batch.
 

@@ -52,7 +52,7 @@ class Rows:
 
 
 class BatchSize:
-    """Rows a forward pass: a fixed number, or one that grows from 1 while memory allows and more is faster.
+    """Rows a forward pass: a fixed number, or one that doubles from 1 while memory allows, to what fills a device.
 
     Attributes:
         rows: how many to run next.
@@ -70,14 +70,15 @@ class BatchSize:
         self._growing = fixed is None
         self._device = device
         self._full = float("inf") if weights_on_disk else _FULL
-        self._before = memory_used(device)
+        self._before = memory_used(device) if self._growing else 0
 
     def ran(self, rows: int, tokens: int) -> None:
         """Learn from a batch that ran."""
         if not self._growing or rows < self.rows or 2 * tokens > self._full:
             return
         used = memory_peak(self._device) - self._before
-        self._growing = used < (free_memory(self._device) or 0)
+        free = free_memory(self._device)
+        self._growing = free is None or used < free  # where it is not known, running out of it will tell
         if self._growing:
             self.rows *= 2
 
@@ -91,10 +92,11 @@ class BatchSize:
             torch.cuda.empty_cache()
         self._growing = False
         if rows <= 1:
-            free = free_memory(self._device) or 0
+            free = free_memory(self._device)
+            left = "" if free is None else f": {free / 1e9:.1f} GB are free on {self._device}"
             raise UsageError(
-                f"one row ({what}) does not fit: {free / 1e9:.1f} GB are free on {self._device}; "
-                "give shorter rows, a smaller dtype (--dtype bfloat16), or spread the model with "
+                f"one row ({what}) does not fit{left}; give "
+                "shorter rows, a smaller dtype (--dtype bfloat16), or spread the model with "
                 "device_map='auto' (--device-map auto)"
             )
         self.rows = rows // 2

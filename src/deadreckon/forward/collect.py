@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
-from deadreckon.forward.anatomy import NormSite, check_same_width, computing_device, evaluating, run
+from deadreckon.forward.anatomy import NormSite, check_same_width, evaluating, run
 from deadreckon.forward.batching import BatchSize, Rows
 from deadreckon.forward.calibration import Batch, Calibration, placed
 from deadreckon.forward.capture import Captured, capture
 from deadreckon.forward.memory import out_of_memory
 from deadreckon.forward.nonfinite import where_nonfinite
-from deadreckon.forward.placement import input_device
+from deadreckon.forward.placement import computing_device, input_device
 from deadreckon.forward.share import WHOLE, Share
 from deadreckon.forward.statistics import NormStatistics
 

@@ -31,9 +31,7 @@ def outline(model_type: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     with _seeded(0, []), _default_dtype(dtype), torch.device("meta"):
         try:
             model: nn.Module = model_type(config)
-        except (
-            Exception
-        ) as error:  # whatever another project's constructor makes of a config: shapes that overflow, say
+        except Exception as error:  # whatever another project's constructor makes of a config
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UsageError(f"{model_type.__name__} cannot be built from this config: {reason}") from error
     return model.eval()

@@ -17,7 +17,6 @@ from torch import nn
 from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.forward.draw import draw, draw_apart, outline
 from deadreckon.forward.placement import Placement, device_map_for, placement
-from deadreckon.forward.placement import resolve_device as resolve_device
 from deadreckon.forward.room import check_room
 
 _DTYPES = {

@@ -108,7 +108,8 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {name!r} is not available: {reason}; choose auto, cpu or another cuda:N") from None
     if device.type == "meta":
         raise UsageError("device 'meta' holds shapes without numbers: choose auto, cpu, cuda or cuda:N")
     return device
@@ -236,6 +237,24 @@ def input_device(model: nn.Module) -> torch.device:
     if held:  # weights that wait in main memory or on disk are run on the GPU, where one takes part
         return next((d for d in computing if d.type != "cpu"), torch.device("cpu"))
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def computing_device(module: nn.Module, otherwise: torch.device) -> torch.device:
+    """Where float64 statistics of a module's output are kept: the device that it runs on, if that has float64.
+
+    Args:
+        module: its own first parameter tells, or the hook by which accelerate dispatches it.
+        otherwise: for a module without either.
+
+    Returns:
+        The device.
+    """
+    hook = getattr(module, "_hf_hook", None)
+    device = getattr(hook, "execution_device", None)
+    if device is None:
+        device = next((parameter.device for parameter in module.parameters()), otherwise)
+    device = torch.device(device)
+    return torch.device("cpu") if device.type in {"mps", "meta"} else device
 
 
 @contextmanager
