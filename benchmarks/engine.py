@@ -20,10 +20,12 @@ import torch
 
 import deadreckon
 from deadreckon.checkpoint.zoo import zoo_entry
-from deadreckon.forward.bottom import bottom, largest_eigenvalue
+from deadreckon.forward.bottom import bottom
 from deadreckon.forward.calibration import random_inputs
+from deadreckon.forward.krylov import largest_eigenvalue
 from deadreckon.forward.load import random_model
 from deadreckon.forward.moments import Moments
+from deadreckon.forward.smallest import smallest_eigenvalue
 from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
 
 ROWS, LENGTH = 8, 512
@@ -112,13 +114,17 @@ def spectrum(size: int) -> dict[str, float]:
     dead = covariance - torch.outer(direction, covariance[0] @ direction)
     dead = dead - torch.outer(dead[0] @ direction, direction) + 3e-6 * torch.outer(direction, direction)
     many = covariance.expand(33, -1, -1).contiguous()
+    two = torch.cat([covariance, dead])
+    top = largest_eigenvalue(covariance).value
+    ceiling = 1e-2 * two.diagonal(dim1=-2, dim2=-1).mean(-1)
     moments = Moments(size, DEVICE)
     single = draw[:4096].to(torch.bfloat16)
     jobs: dict[str, tuple[Callable[[], Any], int]] = {
         "bottom_8_certified_complete": (lambda: bottom(covariance, 8, complete=True), 1),
         "bottom_8_of_a_dead_direction": (lambda: bottom(dead, 8, complete=True), 1),
-        "bottom_1_and_log_det_of_33": (lambda: bottom(many, 1), 33),
-        "largest_of_33": (lambda: largest_eigenvalue(many), 33),
+        "bottom_of_a_measurements_two": (lambda: bottom(two, 8, ceiling=ceiling, complete=True), 1),
+        "smallest_and_log_det_of_33": (lambda: smallest_eigenvalue(many, largest=top.expand(33)), 33),
+        "largest_of_33": (lambda: largest_eigenvalue(many, blocks=8), 33),
         "eigh": (lambda: torch.linalg.eigh(covariance), 1),
         "cholesky": (lambda: torch.linalg.cholesky_ex(covariance), 1),
         "svdvals_of_the_tokens": (lambda: torch.linalg.svdvals(draw), 1),

@@ -5,9 +5,12 @@ import torch
 
 from deadreckon.forward import bottom as engine
 from deadreckon.forward import spectrum
-from deadreckon.forward.bottom import bottom, largest_eigenvalue
+from deadreckon.forward.bottom import bottom
+from deadreckon.forward.cholesky import Factor, cholesky, log_determinant, positive_definite
 from deadreckon.forward.conclude import TAUS
+from deadreckon.forward.krylov import largest_eigenvalue
 from deadreckon.forward.moments import Moments
+from deadreckon.forward.smallest import smallest_eigenvalue
 from deadreckon.forward.spectrum import eigensolver
 
 U = torch.finfo(torch.float64).eps / 2
@@ -139,26 +142,57 @@ def test_a_matrix_of_zeros_has_no_certificate_and_spoils_no_other():
 
 
 @pytest.mark.parametrize("size", [96, 257, 640])
-def test_cholesky_by_panels(arranged, size):
+def test_cholesky_of_many_and_what_it_solves(arranged, size):
     truth = torch.stack([bulk(size) for _ in range(4)])
     made = matrices(truth)
     made[2] -= 0.5 * torch.eye(size, dtype=torch.float64)  # indefinite
-    lower, failed = engine._cholesky(arranged(made))
+    lower, failed = cholesky(arranged(made))
     assert failed.tolist() == [False, False, True, False]
     good = [0, 1, 3]
     # Backward stable (Higham 10.3): |LL^T - A| <= (d + 1) u |L||L|^T, diagonal of A at most 1.
     assert (lower @ lower.mT - made)[good].abs().max() <= 2 * (size + 1) * U
     assert lower[good].triu(1).abs().max() == 0
-    small, inverse, bad = engine._small_cholesky(made)
-    assert bad.tolist() == failed.tolist()
-    assert (small @ small.mT - made)[good].abs().max() <= 2 * (size + 1) * U
+    assert log_determinant(lower)[good].numpy() == pytest.approx(torch.logdet(made[good]).numpy(), abs=10 * size**2 * U)
+    factor = Factor.of(lower)
+    first = lower[:, : factor.inverses[0].shape[-1], : factor.inverses[0].shape[-1]]
     # cond(L) = sqrt(10).
-    eye = torch.eye(size, dtype=torch.float64)
-    assert (inverse @ small - eye)[good].abs().max() <= 4 * size * U * 10**0.5
+    eye = torch.eye(first.shape[-1], dtype=torch.float64)
+    assert (factor.inverses[0] @ first - eye)[good].abs().max() <= 4 * size * U * 10**0.5
     block = torch.randn(4, size, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    solved = engine._Factor.of(lower).solve(block)
+    solved = factor.solve(block)
     # cond(A) = 10, |x| <= 10 |b|.
     assert (made @ solved - block)[good].norm(dim=1).max() <= 10 * 4 * size * U * float(block.norm(dim=1).max())
+    edges = truth[:, 0] - row(0, 0, 0.5, 0)
+    assert positive_definite(arranged(made), 1e-9 - edges).all()
+    assert not positive_definite(arranged(made), -1e-9 - edges).any()
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+def test_the_smallest_value_lies_between_its_bounds(name):
+    size = 512
+    truth = SPECTRA[name](size).sort().values
+    found = smallest_eigenvalue(matrices(truth[None]), largest=truth[-1:])
+    rounding = 2 * size * U * float(truth[-1])
+    assert bool(found.proven) == (name not in SINGULAR)
+    if found.proven:
+        assert float(found.value - found.error) - rounding <= truth[0] <= float(found.value) + rounding
+        assert float(found.error) <= 1e-1 * float(found.value) + rounding
+        made = matrices(truth[None])[0]
+        assert float(found.vector[0] @ made @ found.vector[0]) == pytest.approx(float(found.value), abs=rounding)
+
+
+def test_a_smallest_value_that_the_search_missed_is_not_proven():
+    """A search kept away from the bottom: what it finds is a Rayleigh quotient, and the proof fails."""
+    truth = torch.cat([row(1.6e-2, 2e-2), bulk(298)])
+    made = torch.diag(truth)[None]
+    start = torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start[0] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deadreckon.forward.smallest.first_block", lambda *_: start[None])
+        found = smallest_eigenvalue(made, largest=truth[-1:])
+    assert float(found.value) == pytest.approx(2e-2, rel=1e-6)
+    assert not found.proven
+    assert smallest_eigenvalue(made, largest=truth[-1:]).proven
 
 
 @pytest.mark.parametrize("missed", [0, 2, 5])

@@ -32,7 +32,7 @@ def test_storage_floor_is_what_rounding_leaves(dtype, participation, scales):
     assert (x @ u).norm() <= 1e-12 * x.norm()
     stored = x.to(dtype).double()
     measured = float((stored @ u).norm())
-    floor = storage_floor(dtype, stored.square().sum(0), u)
+    floor = float(storage_floor(dtype, stored.square().sum(0), u))
     # ulp^2/x^2 is not quite log-uniform for a normal draw: within 0.75 and 1.5 of its mean, so a fifth in sigma.
     assert measured == pytest.approx(floor, rel=0.2)
     # The size of a whole vector's rounding is another matter: the control.

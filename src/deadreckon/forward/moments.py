@@ -152,8 +152,7 @@ class Moments:
             UsageError: an update broke off half-way.
         """
         self.check_whole()
-        upper = self.upper.triu()
-        return upper + upper.triu(1).T
+        return mirror_(self.upper.clone())
 
     def check_whole(self) -> None:
         """Make sure that what it holds is what it has seen.
@@ -166,7 +165,16 @@ class Moments:
 
     def gram(self) -> Tensor:
         """Sum of y y^T, shape (d, d), a new tensor."""
-        return self.scatter().addr_(self.mean, self.mean, alpha=self.count)
+        scatter = self.scatter()
+        return scatter.addr_(self.mean, self.mean, alpha=self.count) if self.centred else scatter
+
+    def mean_gram(self, *, out: Tensor) -> None:
+        """Write the mean of y y^T into `out`, shape (d, d), taking no memory besides."""
+        self.check_whole()
+        torch.mul(self.upper, 1 / self.count, out=out)
+        mirror_(out)
+        if self.centred:
+            out.addr_(self.mean, self.mean)
 
     def state(self) -> dict[str, Tensor]:
         """Everything it holds, as tensors on the CPU, for `from_state`."""
@@ -260,10 +268,27 @@ class _Writing:
         self.moments._half_written = self.before or kind is not None
 
 
+def mirror_(upper: Tensor) -> Tensor:
+    """Copy the upper triangle of a square matrix onto its lower one, in place."""
+    size = upper.shape[-1]
+    tile = _tile(size)
+    # Tile by tile: whole triangles would be read and written several times over.
+    for start in range(0, size, tile):
+        here, beyond = slice(start, start + tile), slice(start + tile, None)
+        corner = upper[here, here].triu()
+        upper[here, here] = corner + corner.triu(1).T
+        upper[beyond, here] = upper[here, beyond].T
+    return upper
+
+
+def _tile(size: int) -> int:
+    return max(_SMALLEST_TILE, -(-size // 8))
+
+
 def add_gram(upper: Tensor, vectors: Tensor) -> None:
     """Add the Gram of `vectors`, shape (n, d), to the upper triangle of `upper`: about half of a full product."""
     size = vectors.shape[1]
-    tile = max(_SMALLEST_TILE, -(-size // 8))
+    tile = _tile(size)
     for start in range(0, size, tile):
         rows = slice(start, start + tile)
         upper[rows, start:].addmm_(vectors[:, rows].T, vectors[:, start:])

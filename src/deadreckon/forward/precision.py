@@ -22,7 +22,7 @@ def gram_floor(largest: float, size: int) -> float:
     return size * UNIT_ROUNDOFF * abs(largest)
 
 
-def storage_floor(dtype: torch.dtype, squares: Tensor, direction: Tensor) -> float:
+def storage_floor(dtype: torch.dtype, squares: Tensor, direction: Tensor) -> Tensor:
     """Singular value that rounding the vectors to `dtype` gives a direction in which they do not vary.
 
     A value x stored with unit roundoff u carries an error of ulp(x)/sqrt(12); errors of different coordinates are
@@ -34,10 +34,11 @@ def storage_floor(dtype: torch.dtype, squares: Tensor, direction: Tensor) -> flo
         direction: unit vector, shape (d,).
 
     Returns:
-        The floor of sigma, in the units of sigma(X).
+        The floor of sigma, in the units of sigma(X), a number on their device.
     """
     ulp = _ULP_SQUARED * (2 * unit_roundoff(dtype)) ** 2
-    return float(((squares * direction.square()).sum() * ulp / 12).sqrt())
+    floor: Tensor = ((squares * direction.square()).sum() * ulp / 12).sqrt()
+    return floor
 
 
 def at_floor(value: float, floor: float) -> bool:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from deadreckon.errors import UsageError
-from deadreckon.forward.bottom import bottom, largest_eigenvalue
+from deadreckon.forward.bottom import bottom
+from deadreckon.forward.krylov import largest_eigenvalue
 from deadreckon.forward.moments import Moments
 from deadreckon.forward.precision import UNIT_ROUNDOFF, gram_floor
 

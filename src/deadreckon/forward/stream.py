@@ -6,20 +6,22 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import UsageError
-from deadreckon.forward.bottom import bottom, largest_eigenvalue
+from deadreckon.forward.krylov import largest_eigenvalue
+from deadreckon.forward.memory import free_memory
 from deadreckon.forward.moments import Moments
-from deadreckon.forward.precision import AT_FLOOR, UNIT_ROUNDOFF, at_floor, storage_floor
+from deadreckon.forward.precision import AT_FLOOR, UNIT_ROUNDOFF, storage_floor
+from deadreckon.forward.smallest import smallest_eigenvalue
 
 # Bytes that the matrices of one batched solve may take, with the copies that it makes of them.
-_WORKSPACE = 16 * 2**30
-_COPIES = 5
-_SMALLEST = 64  # below this a whole solve costs less
+_WORKSPACE = 24 * 2**30
+_COPIES = 4
+_SMALL = 64  # size below which a whole solve costs less
 
 
 def block_list(model: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -98,13 +100,13 @@ class NodeSpectrum:
 
     Attributes:
         index: of the block; -1 for what enters the first.
-        sigma_min: smallest.
-        sigma_min_error: bound on its distance from an exact one, before rounding of the Gram, where none was missed.
+        sigma_min: smallest, from above.
+        sigma_min_error: by how much less it may be, before rounding of the Gram.
         sigma_floor: what rounding of the stored stream and of the Gram may make of a singular value of zero.
         sigma_geomean: geometric mean of those above the floor.
         sigma_max: largest, from below, to a few hundredths.
         direction: right-singular vector of the smallest, shape (d,).
-        whole: whether the whole spectrum was solved for, because no certificate was had for its bottom alone.
+        whole: whether the whole spectrum was solved for, because its bottom alone was not proven.
     """
 
     index: int
@@ -132,74 +134,70 @@ def node_spectra(nodes: Mapping[int, Moments], dtypes: Mapping[int, torch.dtype]
     for index, moments in sorted(nodes.items()):
         groups.setdefault((moments.size, moments.device), []).append(index)
     for (size, device), indices in groups.items():
-        # On the host nothing is won by solving many at once, and memory is lost.
-        together = max(1, _WORKSPACE // (8 * size**2 * _COPIES)) if device.type == "cuda" else 1
+        together = _together(size, device)
         for start in range(0, len(indices), together):
             part = indices[start : start + together]
-            grams = torch.stack([nodes[index].gram().div_(nodes[index].count) for index in part])
+            grams = torch.empty(len(part), size, size, dtype=torch.float64, device=device)
+            for gram, index in zip(grams, part, strict=True):
+                nodes[index].mean_gram(out=gram)
             found += _solved(part, grams, [dtypes[index] for index in part])
     return sorted(found, key=lambda node: node.index)
 
 
+def _together(size: int, device: torch.device) -> int:
+    """How many Grams to solve at once."""
+    if device.type != "cuda":
+        return 1  # on the host nothing is won by solving many at once, and memory is lost
+    free = free_memory(device) or 0
+    return max(1, min(_WORKSPACE, free // 2) // (8 * size**2 * _COPIES))
+
+
 def _solved(indices: Sequence[int], grams: Tensor, dtypes: Sequence[torch.dtype]) -> list[NodeSpectrum]:
     size = grams.shape[-1]
-    nodes = []
-    for index, gram, dtype, end in zip(indices, grams, dtypes, _ends(grams), strict=True):
-        # A logarithm of what may be rounding alone tells nothing: with a value at the floor, all are looked at.
-        whole = end is None or at_floor(end.value, _floor(gram, dtype, end) ** 2)
-        if end is None or whole:
-            eigenvalues, vectors = torch.linalg.eigh(gram)
-            end = _End(float(eigenvalues[0]), 0.0, vectors[:, 0], float(eigenvalues[-1]), math.nan)
-            above = eigenvalues[eigenvalues > AT_FLOOR * _floor(gram, dtype, end) ** 2]
-            geomean = float(above.log().mean().exp().sqrt()) if len(above) else 0.0
-        else:
-            geomean = math.exp(end.log_det / (2 * size))
-        value, error, direction, top, _ = end
-        floor = _floor(gram, dtype, end)
-        sigma = math.sqrt(max(value, 0.0))
-        nodes.append(
-            NodeSpectrum(
-                index=index,
-                sigma_min=sigma,
-                sigma_min_error=min(math.sqrt(error), error / sigma) if sigma > 0 else math.sqrt(error),
-                sigma_floor=floor,
-                sigma_geomean=geomean,
-                sigma_max=math.sqrt(max(top, 0.0)),
-                direction=direction,
-                whole=whole,
-            )
-        )
-    return nodes
-
-
-class _End(NamedTuple):
-    """The smallest eigenvalue of a Gram, the bound on its error, its eigenvector, the largest, and log det."""
-
-    value: float
-    error: float
-    direction: Tensor
-    top: float
-    log_det: float
-
-
-def _ends(grams: Tensor) -> list[_End | None]:
-    """What is found without whole solves, None where that has no certificate."""
-    if grams.shape[-1] < _SMALLEST:
-        return [None] * len(grams)
+    if size < _SMALL:
+        return [_whole(index, gram, dtype) for index, gram, dtype in zip(indices, grams, dtypes, strict=True)]
+    squares = grams.diagonal(dim1=-2, dim2=-1)
     largest = largest_eigenvalue(grams, blocks=8).value
-    ends = bottom(grams, 1, scale=largest)
-    sure = ends.certified & ~ends.log_det.isnan()
-    columns = (ends.eigenvalues[:, 0], ends.error[:, 0], largest, ends.log_det, sure)
+    ends = smallest_eigenvalue(grams, largest=largest)
+    storage = [storage_floor(dtype, each, u) for dtype, each, u in zip(dtypes, squares, ends.vector, strict=True)]
+    floors = torch.stack(storage) + (UNIT_ROUNDOFF * largest * size).sqrt()
+    # A logarithm of what may be rounding alone tells nothing: with a value at the floor, all are looked at.
+    proven = ends.proven & (ends.value > AT_FLOOR * floors.square())
+    columns = (proven, ends.value, ends.error, ends.log_det, largest, floors)
+    numbers = zip(*(column.tolist() for column in columns), strict=True)
     return [
-        _End(value, error, direction, top, log_det) if certain else None
-        for (value, error, top, log_det, certain), direction in zip(
-            zip(*(column.tolist() for column in columns), strict=True), ends.eigenvectors[..., 0], strict=True
+        NodeSpectrum(
+            index=index,
+            sigma_min=math.sqrt(value),
+            sigma_min_error=math.sqrt(value) - math.sqrt(max(value - error, 0.0)),
+            sigma_floor=floor,
+            sigma_geomean=math.exp(log_det / (2 * size)),
+            sigma_max=math.sqrt(top),
+            direction=direction,
+            whole=False,
+        )
+        if sure
+        else _whole(index, gram, dtype)
+        for index, gram, dtype, direction, (sure, value, error, log_det, top, floor) in zip(
+            indices, grams, dtypes, ends.vector, numbers, strict=True
         )
     ]
 
 
-def _floor(gram: Tensor, dtype: torch.dtype, end: _End) -> float:
-    """What a singular value of zero may have become."""
-    return storage_floor(dtype, gram.diagonal(), end.direction) + math.sqrt(
-        UNIT_ROUNDOFF * max(end.top, 0.0) * len(gram)
+def _whole(index: int, gram: Tensor, dtype: torch.dtype) -> NodeSpectrum:
+    """From all eigenvalues."""
+    size = len(gram)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    value, top = (max(float(eigenvalues[k]), 0.0) for k in (0, -1))
+    floor = float(storage_floor(dtype, gram.diagonal(), vectors[:, 0])) + math.sqrt(UNIT_ROUNDOFF * top * size)
+    above = eigenvalues[eigenvalues > AT_FLOOR * floor**2]
+    return NodeSpectrum(
+        index=index,
+        sigma_min=math.sqrt(value),
+        sigma_min_error=0.0,
+        sigma_floor=floor,
+        sigma_geomean=float(above.log().mean().exp().sqrt()) if len(above) else 0.0,
+        sigma_max=math.sqrt(top),
+        direction=vectors[:, 0],
+        whole=True,
     )
