@@ -114,7 +114,8 @@ def _first_factor(matrices: Tensor, floor: Tensor) -> tuple[Factor, Tensor]:
     log_det = torch.where(singular, torch.nan, log_determinant(lower))
     # Pivots of the size of rounding make an inverse that is noise in every direction, not in theirs alone.
     shift = 4 * floor
-    singular |= lower.diagonal(dim1=-2, dim2=-1).amin(-1).square() < shift
+    # (A library may also leave NaN in a factor that it does not call failed.)
+    singular |= ~(lower.diagonal(dim1=-2, dim2=-1).amin(-1).square() >= shift)
     for _ in range(_TRIES):
         which = singular.nonzero()[:, 0]
         if not len(which):
