@@ -27,6 +27,7 @@ from deadreckon.forward.load import random_model
 from deadreckon.forward.moments import Moments
 from deadreckon.forward.smallest import smallest_eigenvalue
 from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
+from deadreckon.verbs.subjects import Options, Subjects
 
 ROWS, LENGTH = 8, 512
 DEVICE = torch.device("cuda")
@@ -64,6 +65,7 @@ def at(model: torch.nn.Module, tokens: int, repeat: int) -> dict[str, float]:
     def measured(solver: str) -> Callable[[], None]:
         return lambda: deadreckon.measure(model, tokens=tokens, solver=solver, batch_size=ROWS, batches=batches)
 
+    subjects = Subjects.of(model, Options(tokens=tokens, batch_size=ROWS, batches=batches))
     stream = StreamMoments(block_list(model))
     spans: dict[str, list[float]] = {"grams": [], "spectra": []}
 
@@ -81,6 +83,7 @@ def at(model: torch.nn.Module, tokens: int, repeat: int) -> dict[str, float]:
 
     jobs = {
         "forward": forward,
+        "collect": lambda: subjects.collect(next(subjects.each())),
         "measure_bottom": measured("bottom"),
         "measure_eigh": measured("eigh"),
         "stream": traced,

@@ -67,7 +67,7 @@ def collect(
     # Keys and values of past tokens are for generation; here they would only take memory.
     extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     budget, first = _Budget(tokens), 0
-    seen: set[int] | None = set()
+    seen = _Distinct()
     with evaluating(model), capture(site.module, site.path) as captured:
         for number, batch in enumerate(calibration.batches()):
             rows = Rows.of(batch)
@@ -101,14 +101,36 @@ def collect(
                     )
                 statistics.update(_select(inputs, keep), taken)
                 ids = _ids(part, outputs.shape[:2])
-                seen = None if ids is None or seen is None else seen | set(torch.unique(_select(ids, keep)).tolist())
+                seen.add(None if ids is None else _select(ids, keep))
                 size.ran(len(chosen), outputs.shape[0] * outputs.shape[1])
                 queue = queue[len(chosen) :]
                 if progress:
                     progress(statistics.count, share.of_tokens(tokens))
             if budget.spent(allowed or []):
                 break
-    return Collected(statistics, None if seen is None else frozenset(seen))
+    return Collected(statistics, seen.ids())
+
+
+class _Distinct:
+    """The distinct token ids of a pass; None as soon as some inputs have none."""
+
+    _HELD = 2**20  # looked through together: one by one, an accelerator would be waited for after every batch
+
+    def __init__(self) -> None:
+        self._held: list[Tensor] | None = []
+
+    def add(self, ids: Tensor | None) -> None:
+        if ids is None or self._held is None:
+            self._held = None
+            return
+        self._held.append(ids)
+        if sum(part.numel() for part in self._held) > self._HELD:
+            self._held = [torch.unique(torch.cat(self._held))]
+
+    def ids(self) -> frozenset[int] | None:
+        if self._held is None:
+            return None
+        return frozenset(torch.cat(self._held).tolist()) if self._held else frozenset()
 
 
 class _Budget:
