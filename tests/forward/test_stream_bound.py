@@ -159,7 +159,7 @@ def test_each_listed_gain_is_needed_and_writes_in_proportion(name):
             before, after = watched(model, parts, inputs)[:2]
         written = after / scalar - before
         gain = (module.weight - zero).detach().double().numpy()
-        multiplier = parts.writes[0] / (math.sqrt(gain.size) * np.abs(gain))
+        multiplier = stream_of_module(model).writes[0] / (math.sqrt(gain.size) * np.abs(gain))
         with torch.no_grad():
             module.weight.copy_(zero + 2 * (module.weight - zero))
         twice = watched(model, parts, inputs)[1] / scalar - before
