@@ -1,6 +1,7 @@
 """Bounds of residual streams from files, against the modules that were saved."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from deadreckon.checkpoint.source import open_model
-from deadreckon.checkpoint.stream_table import TABLE_PATH
+from deadreckon.checkpoint.stream_table import TABLE_PATH, stream_of_config
 from deadreckon.checkpoint.streams import find_stream
 from deadreckon.errors import InputError, UnreachableError
 from deadreckon.forward.affine import redraw_affine
@@ -79,6 +80,23 @@ def test_other_streams_get_a_reason(name, why, tmp_path):
     found = find_stream(open_model(tmp_path))
     assert isinstance(found, NoBound)
     assert why in found.why
+
+
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        ({"model_type": "gemma3n", "text_config": {"model_type": "gemma3n_text"}}, "mix four streams"),
+        ({"model_type": "diffusion_gemma"}, "its own predictions"),
+        ({"model_type": "llava", "text_config": {"model_type": "gemma2"}}, "no norm has bounded|not verified"),
+        ({"model_type": "some_new_vlm", "text_config": {"model_type": "gemma2"}}, "not verified"),
+        ({"model_type": "some_new_model"}, "does not know"),
+        ({}, "does not know"),
+    ],
+)
+def test_a_config_whose_stream_was_not_verified_gets_a_reason(config, why):
+    found = stream_of_config(config)
+    assert isinstance(found, NoBound)
+    assert re.search(why, found.why), found.why
 
 
 def damaged(directory, tmp_path, change, **config):
