@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -106,6 +106,68 @@ class NormReading:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoundedCoordinate:
+    """One coordinate of the residual stream and the bound of its magnitude after the last block."""
+
+    index: int
+    bound: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamReading:
+    """What the parameters alone say about the coordinates of the residual stream.
+
+    Attributes:
+        applies: whether every write to the stream passes a norm, so that the stream has a bound; where not, the fields
+            below are None or empty.
+        why: why there is no bound, or why the embedding is not in it; None where there is nothing to say.
+        covers: stream, or writes where the embedding is not in the bound: then it is of what the blocks add.
+        inputs: any token ids | token ids alone, which leaves out inputs that take an embedding's place (images, audio):
+            for these only `unwritten_coordinates` holds.
+        architecture: the row of the table of streams that was applied.
+        blocks: number of blocks.
+        hidden_size: d.
+        norms: the norms that write, ``*`` for a block's index.
+        tolerance: a bound counts as zero up to this times the median bound.
+        dead_coordinates: number of coordinates whose bound after the last block counts as zero; None where the
+            embedding is not in the bound.
+        unwritten_coordinates: number of coordinates to which the blocks can add nothing, by the same tolerance.
+        bound_min: smallest bound of a coordinate after the last block.
+        bound_median: median bound.
+        bound_max: largest bound.
+        smallest: coordinates of the smallest bounds, ascending.
+        largest: coordinates of the largest bounds, descending.
+        block_scalars: what each block multiplies the stream by; empty where blocks have no scalar.
+        scalar_product: the product of their magnitudes: what is left of the embedding's scale at the end.
+        embedding_term: whether the bound includes the embedding.
+        embedding_scale: what the model multiplies its embedding by.
+        bytes_read: bytes read for this: norms, scalars and the embedding.
+    """
+
+    applies: bool
+    why: str | None = None
+    covers: str | None = None
+    inputs: str | None = None
+    architecture: str | None = None
+    blocks: int | None = None
+    hidden_size: int | None = None
+    norms: list[str] = field(default_factory=list)
+    tolerance: float | None = None
+    dead_coordinates: int | None = None
+    unwritten_coordinates: int | None = None
+    bound_min: float | None = None
+    bound_median: float | None = None
+    bound_max: float | None = None
+    smallest: list[BoundedCoordinate] = field(default_factory=list)
+    largest: list[BoundedCoordinate] = field(default_factory=list)
+    block_scalars: list[float] = field(default_factory=list)
+    scalar_product: float | None = None
+    embedding_term: bool = False
+    embedding_scale: float | None = None
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading(NormReading, Record):
     """What the parameters alone say: the result of ``read``.
 
@@ -113,8 +175,9 @@ class Reading(NormReading, Record):
         norms: every norm asked for, the top-level one first.
         evidence: why the top-level norm is taken to be of its kind.
         files: what was opened.
-        bytes_read: bytes read from disk: config, headers and norm tensors.
+        bytes_read: bytes read from disk: config, headers and norm tensors, and what `stream` has read.
         seconds: wall time of the read, imports not included.
+        stream: bounds of the residual stream's coordinates, where asked for (``--stream``).
     """
 
     kind_of_record: ClassVar[str] = "deadreckon.read/1"
@@ -124,6 +187,7 @@ class Reading(NormReading, Record):
     files: list[FileStamp]
     bytes_read: int
     seconds: float
+    stream: StreamReading | None = None
 
     def headline(self) -> list[tuple[str, str]]:
         """Model, norm, and how many directions are dead."""

@@ -17,12 +17,15 @@ from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.checkpoint.source import open_model, parse_model
 from deadreckon.checkpoint.zoo import zoo_entry, zoo_norms
 from deadreckon.errors import UsageError
-from deadreckon.kernel.norm import Float64Array, Norm, effective_gain, norm_kind
+from deadreckon.kernel.norm import Float64Array, Norm, effective_gain, median, norm_kind
 from deadreckon.kernel.subspace import DEFAULT_TAU, DeadSubspace
 from deadreckon.results.reading import Coordinate, Direction, Evidence, FileStamp, NormReading, Reading
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from deadreckon.kernel.stream_bound import NoBound, StreamParts
+    from deadreckon.results.reading import StreamReading
 
 _SHOWN_COORDINATES = 8
 _SHOWN_EIGENVALUES = 8
@@ -35,6 +38,7 @@ def read(
     kind: str | None = None,
     gain_offset: float | None = None,
     tau: float = DEFAULT_TAU,
+    stream: bool = False,
 ) -> Reading:
     """The dead directions that a model's final norm has for every input, read from its gain.
 
@@ -45,10 +49,12 @@ def read(
         kind: layernorm | rmsnorm, where the files do not tell (always for an array).
         gain_offset: what the module adds to the stored gain, where the files do not tell.
         tau: an eigenvalue of the predicted covariance is dead at or below tau times their mean.
+        stream: bound the coordinates of the residual stream too, where all that blocks write passes a norm; this reads
+            the embedding.
 
     Returns:
         The reading; the first of its norms makes the last hidden state. `vectors` holds each norm's exact kernel and
-        dead subspace by its name.
+        dead subspace by its name, and with `stream` the bounds before and after every block as ``stream_bound``.
 
     Raises:
         UsageError: the architecture is unknown or ends without a norm, or an option names nothing.
@@ -56,6 +62,8 @@ def read(
         UnreachableError: a file is missing.
     """
     started = time.perf_counter()
+    if stream:
+        _check_has_stream(model)
     checkpoint: Checkpoint | None = None
     if isinstance(model, str | os.PathLike):
         source = parse_model(model)
@@ -82,10 +90,14 @@ def read(
     subspaces = [DeadSubspace.of(n) for n in norms]
     readings = [_reading(n, s, tau, _gain_tensor(checkpoint, n)) for n, s in zip(norms, subspaces, strict=True)]
 
+    parts, stream_reading = _stream(checkpoint, model, tau) if stream else (None, None)
+
     def vectors() -> dict[str, Float64Array]:
         bases: dict[str, Float64Array] = {}
         for n, subspace in zip(norms, subspaces, strict=True):
             bases[f"{n.name}.kernel"], bases[f"{n.name}.predicted_dead"] = subspace.kernel(), subspace.dead_basis(tau)
+        if parts is not None:
+            bases["stream_bound"] = parts.bound()
         return bases
 
     record = Reading(
@@ -96,6 +108,7 @@ def read(
         files=_stamps(checkpoint, norms),
         bytes_read=checkpoint.bytes_read if checkpoint else 0,
         seconds=time.perf_counter() - started,
+        stream=stream_reading,
     )
     return record.with_vectors(vectors)
 
@@ -114,18 +127,12 @@ def _reading(norm: Norm, subspace: DeadSubspace, tau: float, tensor: str) -> Nor
         dead_count=subspace.dead_count(tau),
         zero_gains=int(subspace.zero_gains.size),
         smallest_gain=float(magnitudes.min()),
-        median_gain=_median(magnitudes),
+        median_gain=median(magnitudes),
         largest_gain=float(magnitudes.max()),
         direction=None if direction is None else _direction(direction),
         beta_projection=None if direction is None else float(direction @ _shift(norm)),
         predicted_eigenvalues=subspace.predicted_eigenvalues(_SHOWN_EIGENVALUES).tolist(),
     )
-
-
-def _median(values: Float64Array) -> float:
-    """The median, by sorting: NumPy's own imports masked arrays, which a cold start would pay for."""
-    middle = np.sort(values)[[(values.size - 1) // 2, values.size // 2]]
-    return float(middle.mean())
 
 
 def _direction(vector: Float64Array) -> Direction:
@@ -158,6 +165,33 @@ def _of_module(model: Any, norm: str | None) -> tuple[list[Norm], list[Evidence]
     norms = norms_of(model, norm)
     value = f"{norms[0].name} was run alone on shifted inputs"
     return norms, [Evidence(name="functional", says=norms[0].kind.name, strength="decisive", value=value)]
+
+
+def _check_has_stream(model: Any) -> None:
+    if isinstance(model, str | os.PathLike):
+        if parse_model(model).scheme == "random":
+            raise UsageError(
+                f"{model}: a published configuration has no tensors to bound its stream by; leave stream out"
+            )
+    elif not hasattr(model, "named_modules"):
+        raise UsageError("an array of gains has no residual stream: leave stream out, or name the model")
+
+
+def _stream(checkpoint: Checkpoint | None, model: Any, tau: float) -> tuple[StreamParts | None, StreamReading]:
+    """The bound of the residual stream, from files or from a loaded module."""
+    from deadreckon.verbs.stream import reading_of_stream
+
+    before = checkpoint.bytes_read if checkpoint else 0
+    found: StreamParts | NoBound
+    if checkpoint is not None:
+        from deadreckon.checkpoint.streams import find_stream
+
+        found = find_stream(checkpoint)
+    else:
+        from deadreckon.forward.stream_bound import stream_of_module
+
+        found = stream_of_module(model)
+    return reading_of_stream(found, tau, (checkpoint.bytes_read if checkpoint else 0) - before)
 
 
 def _gain_tensor(checkpoint: Checkpoint | None, norm: Norm) -> str:
