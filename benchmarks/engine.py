@@ -21,9 +21,9 @@ import torch
 import deadreckon
 from deadreckon.checkpoint.zoo import zoo_entry
 from deadreckon.forward.bottom import bottom, largest_eigenvalue
-from deadreckon.forward.calibration import random_inputs
 from deadreckon.forward.load import random_model
 from deadreckon.forward.moments import Moments
+from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
 
 ROWS, LENGTH = 8, 512
