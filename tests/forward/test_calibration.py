@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from deadreckon.errors import UsageError
 from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.forward.text import english_text, text_calibration
 from deadreckon.forward.tiny import tiny_model
@@ -65,11 +64,6 @@ def test_random_pixels_have_the_models_shape():
     batch = next(random_inputs(model, seed=0, batch_size=2).batches())
     size = model.config.image_size
     assert batch["pixel_values"].shape == (2, 3, size, size)
-
-
-def test_other_modalities_ask_for_batches():
-    with pytest.raises(UsageError, match="batches"):
-        random_inputs(tiny_model("whisper"), seed=0, batch_size=2)
 
 
 def test_english_text_is_long_and_english():

@@ -44,7 +44,8 @@ def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int |
     type=click.Choice(["auto", "text", "images", "audio", "random"]),
     default="auto",
     show_default=True,
-    help="Inputs; auto: what files were named, text where there is a tokenizer, or random.",
+    metavar="KIND",
+    help="Inputs: auto (what files were named; text, where there is a tokenizer), text, images, audio or random.",
 )
 @click.option("--norm", metavar="NAME", help="Another norm, by module path or gain tensor.")
 @click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of random: models and twins.")

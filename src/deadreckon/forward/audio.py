@@ -30,7 +30,7 @@ Samples = NDArray[np.float32]
 def audio_calibration(
     model: nn.Module,
     media: Sequence[Medium],
-    processor: Any,
+    processor: Callable[[], Any],
     *,
     words: Callable[[], Words],
     describe: str,
@@ -42,7 +42,7 @@ def audio_calibration(
     Args:
         model: takes ``input_features`` or ``input_values``.
         media: the sounds.
-        processor: its feature extractor, or a processor that holds one.
+        processor: loads its feature extractor, or a processor that holds one; returns None where there is none.
         words: starts a stream of text, for a decoder and for sequences that hold a sound.
         describe: where the sounds are from, for the record.
         batch_size: pieces a forward.
@@ -63,13 +63,13 @@ def audio_calibration(
         raise UsageError(
             f"{type(model).__name__} does not say how it puts sound beside text: pass batches=... of its own inputs"
         )
-    if processor is None:
+    if (found := processor()) is None:
         raise UsageError(
             f"{type(model).__name__} comes without a feature extractor (preprocessor_config.json): put it beside the "
             "config, or pass processor=... in Python"
         )
     good, skipped = usable(media, decoded, kind="audio", skip_bad=skip_bad)
-    extract = getattr(processor, "feature_extractor", None) or processor
+    extract = getattr(found, "feature_extractor", None) or found
     rate = int(getattr(extract, "sampling_rate", 16000))
     longest = getattr(extract, "n_samples", None) or _SECONDS * rate
     decoder = "decoder_input_ids" in takes

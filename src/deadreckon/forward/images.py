@@ -25,7 +25,7 @@ EXTENSIONS = frozenset(
 def image_calibration(
     model: nn.Module,
     media: Sequence[Medium],
-    processor: Any,
+    processor: Callable[[], Any],
     *,
     words: Callable[[], Words],
     describe: str,
@@ -37,7 +37,7 @@ def image_calibration(
     Args:
         model: takes ``pixel_values`` (or ``pixel_values_videos``).
         media: the images.
-        processor: its image processor, or a processor that holds one.
+        processor: loads its image processor, or a processor that holds one; returns None where there is none.
         words: starts a stream of text for the sequences that hold an image; not called for other models.
         describe: where the images are from, for the record.
         batch_size: images a forward.
@@ -58,7 +58,7 @@ def image_calibration(
         raise UsageError(
             f"{type(model).__name__} does not say how it puts images beside text: pass batches=... of its own inputs"
         )
-    if processor is None:
+    if (found := processor()) is None:
         raise UsageError(
             f"{type(model).__name__} comes without an image processor (preprocessor_config.json): put it beside the "
             "config, or pass processor=... in Python"
@@ -69,7 +69,7 @@ def image_calibration(
     length = frames(config) if getattr(model, "main_input_name", None) in IMAGES else 1
     if len(good) < length:
         raise UsageError(f"{len(good)} images were given and a clip of this model has {length} frames: give more")
-    process = getattr(processor, "image_processor", None) or processor
+    process = getattr(found, "image_processor", None) or found
 
     def rows() -> Iterator[dict[str, Tensor]]:
         weaver, text = Weaver.of(model, "image"), None

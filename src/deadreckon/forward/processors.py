@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from deadreckon.errors import InputError, UnreachableError
 
 _FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+_SHOWN = 300  # characters of a reason: some list all that transformers knows
 _OF_FRAMES = (
     "size",
     "crop_size",
@@ -56,7 +58,9 @@ def load_processor(folder: Path, kind: str, *, trust_remote_code: bool = False) 
         return factory.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever another project's loader makes of the user's files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UnreachableError(f"{found[0]}: transformers cannot make its {kind} processor: {reason}") from error
+        raise UnreachableError(
+            f"{found[0]}: transformers cannot make its {kind} processor: {shorten(reason, _SHOWN)}"
+        ) from error
 
 
 def _read(path: Path) -> dict[str, Any]:

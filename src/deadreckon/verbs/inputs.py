@@ -102,12 +102,11 @@ def _from_files(loaded: Loaded, options: InputOptions, data: str, rows: int, see
         raise UsageError(f"{type(loaded.model).__name__} takes no text beside {data}: leave text out")
     paths = _listed(getattr(options, data))
     media = find_media(paths, kind=kind, extensions=IMAGE_FILES if kind == "image" else SOUND_FILES)
-    processor = options.processor or loaded.processor(kind)
     make = image_calibration if kind == "image" else audio_calibration
     return make(
         loaded.model,
         media,
-        processor,
+        lambda: options.processor or loaded.processor(kind),
         words=_words(loaded, options, seed),
         describe=", ".join(Path(path).name for path in paths),
         batch_size=rows,
