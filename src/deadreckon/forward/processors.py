@@ -7,6 +7,8 @@ their settings are applied to one frame at a time instead.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -51,16 +53,30 @@ def load_processor(folder: Path, kind: str, *, trust_remote_code: bool = False) 
 
     settings = _read(found[0])
     try:
-        if kind == "image" and (found[0].name == _FILES[2] or "video_processor_type" in settings):
+        if kind == "audio":
+            factory: Any = transformers.AutoFeatureExtractor
+        elif found[0].name == _FILES[2] or "video_processor_type" in settings:
             known = {name: settings[name] for name in _OF_FRAMES if settings.get(name) is not None}
             return transformers.BitImageProcessorPil(**known)
-        factory: Any = transformers.AutoImageProcessor if kind == "image" else transformers.AutoFeatureExtractor
+        else:
+            factory = _image_factory(settings)
         return factory.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever another project's loader makes of the user's files
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UnreachableError(
             f"{found[0]}: transformers cannot make its {kind} processor: {shorten(reason, _SHOWN)}"
         ) from error
+
+
+def _image_factory(settings: Mapping[str, Any]) -> Any:
+    """What loads an image processor: without torchvision, in some versions only the PIL class itself does."""
+    import transformers
+
+    own = settings.get("image_processor", settings)
+    named = own.get("image_processor_type") or own.get("feature_extractor_type") or ""
+    name = str(named).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    pil = getattr(transformers, f"{name}Pil", None) if name else None
+    return transformers.AutoImageProcessor if pil is None or find_spec("torchvision") else pil
 
 
 def _read(path: Path) -> dict[str, Any]:
