@@ -53,11 +53,11 @@ def worker(name: str, tokens: int, answer: Path) -> None:
     from deadreckon.checkpoint.zoo import zoo_entry
     from deadreckon.forward import distributed
     from deadreckon.forward.anatomy import final_norm
-    from deadreckon.forward.calibration import random_inputs
     from deadreckon.forward.collect import collect
     from deadreckon.forward.conclude import conclude
     from deadreckon.forward.load import random_model
     from deadreckon.forward.placement import resolve_device
+    from deadreckon.forward.random_inputs import random_inputs
     from deadreckon.forward.spectrum import eigensolver
 
     device = resolve_device(distributed.local_device("auto"))

@@ -21,10 +21,10 @@ import torch
 import deadreckon
 from deadreckon.checkpoint.zoo import zoo_entry
 from deadreckon.forward.bottom import bottom
-from deadreckon.forward.calibration import random_inputs
 from deadreckon.forward.krylov import largest_eigenvalue
 from deadreckon.forward.load import random_model
 from deadreckon.forward.moments import Moments
+from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.forward.smallest import smallest_eigenvalue
 from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
 from deadreckon.verbs.subjects import Options, Subjects

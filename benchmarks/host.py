@@ -62,8 +62,8 @@ def run(way: str, name: str, tokens: int) -> dict[str, Any]:
     import torch
 
     from deadreckon.checkpoint.zoo import zoo_entry
-    from deadreckon.forward.calibration import random_inputs
     from deadreckon.forward.load import random_model
+    from deadreckon.forward.random_inputs import random_inputs
     from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
 
     entry = zoo_entry(name)

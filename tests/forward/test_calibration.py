@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from deadreckon.errors import UsageError
-from deadreckon.forward import calibration
+from deadreckon.forward.random_inputs import random_inputs
+from deadreckon.forward.text import english_text, text_calibration
 from deadreckon.forward.tiny import tiny_model
 
 
@@ -29,7 +29,7 @@ def neox():
 
 
 def test_text_is_cut_to_length_padded_at_its_end_and_masked(neox):
-    made = calibration.text(Words(), ["a " * 40, "b " * 3], neox.config, describe="x", batch_size=3)
+    made = text_calibration(Words(), ["a " * 40, "b " * 3], neox.config, describe="x", batch_size=3)
     batches = list(made.batches())
     lengths = [int(n) for batch in batches for n in batch["attention_mask"].sum(1)]
     assert sum(lengths) == 40 + 3 + len(lengths)
@@ -45,8 +45,8 @@ def test_text_is_cut_to_length_padded_at_its_end_and_masked(neox):
 def test_random_ids_hold_no_special_id_and_follow_the_seed():
     model = tiny_model("bert")
     model.config.pad_token_id, model.config.mask_token_id = 7, 11
-    first, other = (next(calibration.random_inputs(model, seed=s, batch_size=64).batches()) for s in (0, 1))
-    again = next(calibration.random_inputs(model, seed=0, batch_size=64).batches())
+    first, other = (next(random_inputs(model, seed=s, batch_size=64).batches()) for s in (0, 1))
+    again = next(random_inputs(model, seed=0, batch_size=64).batches())
     ids = first["input_ids"]
     assert torch.equal(ids, again["input_ids"])
     assert not torch.equal(ids, other["input_ids"])
@@ -55,23 +55,18 @@ def test_random_ids_hold_no_special_id_and_follow_the_seed():
 
 
 def test_encoder_decoders_get_both_sides():
-    batch = next(calibration.random_inputs(tiny_model("t5"), seed=0, batch_size=2).batches())
+    batch = next(random_inputs(tiny_model("t5"), seed=0, batch_size=2).batches())
     assert torch.equal(batch["input_ids"], batch["decoder_input_ids"])
 
 
 def test_random_pixels_have_the_models_shape():
     model = tiny_model("vit")
-    batch = next(calibration.random_inputs(model, seed=0, batch_size=2).batches())
+    batch = next(random_inputs(model, seed=0, batch_size=2).batches())
     size = model.config.image_size
     assert batch["pixel_values"].shape == (2, 3, size, size)
 
 
-def test_other_modalities_ask_for_batches():
-    with pytest.raises(UsageError, match="batches"):
-        calibration.random_inputs(tiny_model("whisper"), seed=0, batch_size=2)
-
-
 def test_english_text_is_long_and_english():
-    text = calibration.english_text()
+    text = english_text()
     assert len(text) > 300_000
     assert " the " in text

@@ -250,7 +250,8 @@ def test_ranks_with_different_batches_are_refused(neox):
 
 
 def test_fingerprints_see_what_matters(neox):
-    from deadreckon.forward.calibration import given, random_inputs
+    from deadreckon.forward.calibration import given
+    from deadreckon.forward.random_inputs import random_inputs
 
     other = tiny_model("gpt_neox").double()
     other.load_state_dict(neox.state_dict())

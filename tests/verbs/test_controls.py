@@ -14,11 +14,13 @@ from transformers import AutoModel, AutoTokenizer
 
 from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.anatomy import final_norm
-from deadreckon.forward.calibration import english_text, given, random_inputs, text
+from deadreckon.forward.calibration import given
 from deadreckon.forward.collect import collect
 from deadreckon.forward.conclude import conclude
 from deadreckon.forward.protocol import protocol
+from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.forward.spectrum import eigensolver
+from deadreckon.forward.text import english_text, text_calibration
 from deadreckon.forward.tiny import tiny_model
 from deadreckon.kernel.norm import RMSNORM
 
@@ -34,7 +36,9 @@ def setting(model, calibration):
 def trained(minilm):
     model = AutoModel.from_pretrained(minilm).eval()
     tokenizer = AutoTokenizer.from_pretrained(minilm)
-    return setting(model, text(tokenizer, [english_text()[:40000]], model.config, describe="", batch_size=8))
+    return setting(
+        model, text_calibration(tokenizer, [english_text()[:40000]], model.config, describe="", batch_size=8)
+    )
 
 
 @pytest.fixture(scope="module")

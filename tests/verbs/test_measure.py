@@ -324,7 +324,10 @@ def test_a_model_whose_encoder_is_called_model_is_found(tmp_path):
 
 def test_inputs_that_a_model_does_not_take_are_one_clear_error():
     with pytest.raises(UsageError, match=r"pass batches"):
+        measure(tiny_model("lxmert"), tokens=600)
+    with pytest.raises(UsageError, match=r"choose with norm="):  # two towers, neither of which is the last
         measure(tiny_model("clip"), tokens=600)
+    assert measure(tiny_model("clip"), tokens=600, norm="text_model.final_layer_norm").protocol.status == "ok"
     with pytest.raises(UsageError, match=r"does not run on nonsense"):
         measure(tiny_model("bert"), batches=[{"nonsense": torch.ones(1)}])
     with pytest.raises(UsageError, match="mapping"):

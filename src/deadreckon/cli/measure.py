@@ -36,8 +36,16 @@ def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int |
 @click.option(
     "--text", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Text to run on; repeatable."
 )
+@click.option("--images", multiple=True, metavar="PATH", help="Images to run on: files, folders, hf:NAME[:SPLIT].")
+@click.option("--audio", multiple=True, metavar="PATH", help="Sound to run on, likewise; both repeatable.")
+@click.option("--skip-bad", is_flag=True, help="Skip images and sound that cannot be read, and count them.")
 @click.option(
-    "--data", type=click.Choice(["auto", "text", "random"]), default="auto", show_default=True, help="Inputs."
+    "--data",
+    type=click.Choice(["auto", "text", "images", "audio", "random"]),
+    default="auto",
+    show_default=True,
+    metavar="KIND",
+    help="Inputs: auto (what files were named; text, where there is a tokenizer), text, images, audio or random.",
 )
 @click.option("--norm", metavar="NAME", help="Another norm, by module path or gain tensor.")
 @click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of random: models and twins.")

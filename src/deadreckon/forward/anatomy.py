@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
-from deadreckon.forward.calibration import Batch, first_row, placed, random_inputs
+from deadreckon.forward.calibration import Batch, first_row, placed
+from deadreckon.forward.evaluating import evaluating
 from deadreckon.forward.memory import out_of_memory
 from deadreckon.forward.placement import at_hand, input_device
 from deadreckon.forward.probe import norm_candidates, probe_norm, probe_norms
+from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.kernel.norm import Norm
 
 _LISTED = 12
@@ -188,18 +188,6 @@ def norms_of(model: nn.Module, select: str | None = None) -> list[Norm]:
         return [final.norm]
     others = ((path, probe.norm(path, "block")) for path, probe in probe_norms(model).items())
     return [final.norm, *(norm for path, norm in others if norm is not None and path != final.path)]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (dropout off) for the time of the context; every submodule gets its own mode back."""
-    before = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before.items():
-            module.training = training
 
 
 def last_hidden_state(output: Any) -> Tensor | None:

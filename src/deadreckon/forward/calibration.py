@@ -6,21 +6,19 @@ many as it needs. Twins get the same batches as the model they are compared with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from deadreckon.errors import InputError, UnreachableError, UsageError
+from deadreckon.errors import UsageError
 
 Batch = Mapping[str, Any]
 
-_SEQUENCE = 512
 _BEGINNING = 32
+_MOST_NUMBERS = 2**26  # in a batch: 64 images of 518 x 518, one clip of 64 frames
 
 
 @dataclass(frozen=True)
@@ -30,10 +28,12 @@ class Calibration:
     Attributes:
         describe: what the inputs are, for the record.
         batches: makes a fresh iterator over keyword arguments of the model's forward.
+        skipped: names of inputs that were left out because they cannot be read.
     """
 
     describe: str
     batches: Callable[[], Iterator[Batch]]
+    skipped: tuple[str, ...] = ()
 
 
 def placed(batch: Batch, device: torch.device) -> dict[str, Any]:
@@ -46,7 +46,8 @@ def first_row(batch: Batch) -> Batch:
     tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
     if len({value.shape[:1] for value in tensors.values()}) != 1 or any(not value.dim() for value in tensors.values()):
         return batch
-    text = len({value.shape for value in tensors.values()}) == 1 and next(iter(tensors.values())).dim() == 2
+    first = next(iter(tensors.values()))
+    text = len({value.shape for value in tensors.values()}) == 1 and first.dim() == 2 and not first.is_floating_point()
     part = (slice(1), slice(_BEGINNING)) if text else slice(1)
     return {**batch, **{key: value[part] for key, value in tensors.items()}}
 
@@ -67,149 +68,38 @@ def given(batches: Iterable[Batch]) -> Calibration:
     return Calibration("batches given by the caller", replay)
 
 
-def english_text() -> str:
-    """English prose that every CPython carries: the language reference's help topics (about 465,000 characters)."""
-    from pydoc_data import topics
-
-    return "\n".join(topics.topics.values())
-
-
-def read_texts(paths: Sequence[Path]) -> list[str]:
-    """The contents of text files.
+def batched(rows: Iterable[Mapping[str, Tensor]], batch_size: int, model: nn.Module) -> Iterator[Batch]:
+    """Batches of consecutive rows of equal shapes, floating inputs in the model's dtype.
 
     Args:
-        paths: UTF-8 text files.
+        rows: batches of one, whose tensors begin with a dimension of 1. A row in which some tensor does not (patches of
+            an image in one long list) stays alone: it could not be cut off again.
+        batch_size: rows a batch at most; fewer where they are large.
+        model: what they are for.
 
-    Returns:
-        One string a file.
-
-    Raises:
-        UnreachableError: a file cannot be read.
-        InputError: a file is empty or not UTF-8.
+    Yields:
+        Keyword arguments.
     """
-    texts = []
-    for path in paths:
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); convert it first"
-            ) from None
-        except OSError as error:
-            raise UnreachableError(f"{path}: {error.strerror}; name a readable text file") from None
-        if not text.strip():
-            raise InputError(f"{path}: the file holds no text; name one with some")
-        texts.append(text)
-    return texts
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    held: list[Mapping[str, Tensor]] = []
+    for row in rows:
+        if held and (_shapes(row) != _shapes(held[0]) or len(held) >= min(batch_size, _most(held[0]))):
+            yield _joined(held, dtype)
+            held = []
+        held.append(row)
+    if held:
+        yield _joined(held, dtype)
 
 
-def text(tokenizer: Any, texts: Sequence[str], config: Any, *, describe: str, batch_size: int) -> Calibration:
-    """Text cut into sequences as long as the model takes (512 tokens at most), special tokens included.
-
-    Args:
-        tokenizer: a transformers tokenizer.
-        texts: documents; none is joined to another.
-        config: the model's config.
-        describe: what the text is, for the record.
-        batch_size: sequences a batch.
-
-    Returns:
-        The calibration. Shorter last sequences are padded at the end and masked.
-    """
-    length = _sequence_length(config, getattr(tokenizer, "model_max_length", None))
-
-    @cache  # every pass and every twin sees the same sequences, and cutting them takes longer than reading them
-    def sequences() -> list[list[int]]:
-        encoded: list[list[int]] = tokenizer(
-            list(texts), truncation=True, max_length=length, return_overflowing_tokens=True, return_attention_mask=False
-        )["input_ids"]
-        # Full sequences first: batches are then padded only where the texts run out.
-        return sorted(encoded, key=len, reverse=True)
-
-    def batches() -> Iterator[Batch]:
-        encoded = sequences()
-        for start in range(0, len(encoded), batch_size):
-            yield _with_decoder(_padded(encoded[start : start + batch_size], config), config)
-
-    return Calibration(describe, batches)
+def _shapes(row: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in row.items()}
 
 
-def random_inputs(model: Any, *, seed: int, batch_size: int) -> Calibration:
-    """Inputs drawn at random in the model's own shape: token ids, or images of standard normal pixels.
-
-    Args:
-        model: a transformers model; its `main_input_name` says which.
-        seed: seed of the draw.
-        batch_size: sequences or images a batch.
-
-    Returns:
-        An endless calibration.
-
-    Raises:
-        UsageError: the model takes something else; the caller must give batches.
-    """
-    config: Any = getattr(model, "config", None)
-    name = getattr(model, "main_input_name", None)
-    if name == "input_ids" and config is not None and hasattr(config.get_text_config(), "vocab_size"):
-        shape, draw = _ids(config)
-        what = "random token ids"
-    elif name == "pixel_values" and isinstance(getattr(config, "image_size", None), int):
-        shape = (getattr(config, "num_channels", 3), config.image_size, config.image_size)
-        draw, what = torch.randn, "random pixels"
-    else:
-        raise UsageError(
-            f"{type(model).__name__} takes {name or 'inputs of its own'}: pass batches=... of its keyword inputs"
-        )
-
-    def batches() -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            # Row by row, so that the rows do not depend on how many make a batch.
-            values = torch.stack([draw(shape, generator=generator) for _ in range(batch_size)])
-            yield _with_decoder({name: values}, config) if name == "input_ids" else {name: values}
-
-    return Calibration(f"{what}, seed {seed}", batches)
+def _most(row: Mapping[str, Tensor]) -> int:
+    alone = any(value.shape[0] != 1 for value in row.values())
+    return 1 if alone else max(1, _MOST_NUMBERS // sum(value.numel() for value in row.values()))
 
 
-def _ids(config: Any) -> tuple[tuple[int, ...], Callable[..., Tensor]]:
-    text_config = config.get_text_config()
-    reserved = {
-        value
-        for part in (config, text_config)
-        for key, value in part.to_dict().items()
-        if isinstance(value, int) and key.endswith(("token_id", "token_index"))
-    }
-    # Special ids change what a model does (padding shifts positions, an image token wants an image).
-    allowed = torch.tensor([i for i in range(text_config.vocab_size) if i not in reserved])
-
-    def draw(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        return allowed[torch.randint(allowed.numel(), shape, generator=generator)]
-
-    return (_sequence_length(config, None),), draw
-
-
-def _sequence_length(config: Any, tokenizer_limit: int | None) -> int:
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    # Some position tables keep rows for themselves (RoBERTa's first two): a tokenizer knows, a config does not say.
-    limits = [_SEQUENCE, tokenizer_limit if tokenizer_limit else None]
-    if isinstance(positions, int) and positions > 2:
-        limits.append(positions if tokenizer_limit and tokenizer_limit <= positions else positions - 2)
-    return min(limit for limit in limits if limit)
-
-
-def _padded(sequences: list[list[int]], config: Any) -> dict[str, Tensor]:
-    longest = max(map(len, sequences))
-    pad = getattr(config.get_text_config(), "pad_token_id", None)
-    ids = torch.full((len(sequences), longest), pad if isinstance(pad, int) and pad >= 0 else 0)
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence)
-        mask[row, : len(sequence)] = 1
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-def _with_decoder(batch: dict[str, Tensor], config: Any) -> Batch:
-    """An encoder-decoder reads the same tokens on both sides."""
-    if not getattr(config, "is_encoder_decoder", False):
-        return batch
-    return {**batch, **{f"decoder_{name}": values for name, values in batch.items()}}
+def _joined(rows: list[Mapping[str, Tensor]], dtype: torch.dtype) -> Batch:
+    joined = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in joined.items()}

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import InputError, UsageError
-from deadreckon.forward.anatomy import NormSite, check_same_width, evaluating, run
+from deadreckon.forward.anatomy import NormSite, check_same_width, run
 from deadreckon.forward.batching import BatchSize, Rows
 from deadreckon.forward.calibration import Batch, Calibration, placed
 from deadreckon.forward.capture import Captured, capture
+from deadreckon.forward.evaluating import evaluating
 from deadreckon.forward.memory import out_of_memory
 from deadreckon.forward.nonfinite import where_nonfinite
 from deadreckon.forward.placement import computing_device, input_device
@@ -229,7 +230,8 @@ def _in_encoder(model: nn.Module, site: NormSite) -> bool:
 
 def _ids(batch: Batch, shape: torch.Size) -> Tensor | None:
     """The token ids that line up with the norm's positions."""
-    for name in ("decoder_input_ids", "input_ids"):
+    mixed = any(isinstance(value, Tensor) and value.is_floating_point() for value in batch.values())
+    for name in ("decoder_input_ids", *(() if mixed else ("input_ids",))):  # a placeholder's id says nothing
         ids = batch.get(name)
         if isinstance(ids, Tensor) and ids.numel() == shape.numel():
             return ids.reshape(shape)

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -17,6 +18,7 @@ from torch import nn
 from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.forward.draw import draw, draw_apart, outline
 from deadreckon.forward.placement import Placement, device_map_for, placement
+from deadreckon.forward.processors import load_processor
 from deadreckon.forward.room import check_room
 
 _DTYPES = {
@@ -37,12 +39,14 @@ class Loaded:
         tokenizer: loads the tokenizer when called; returns None where the model has none.
         files: the checkpoint files that were read.
         warnings: what the loading left open.
+        processor: loads what prepares images (``image``) or sound (``audio``); returns None where the model has none.
     """
 
     model: nn.Module
     tokenizer: Callable[[], Any]
     files: tuple[Path, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    processor: Callable[[str], Any] = field(default=lambda kind: None)
 
 
 def resolve_dtype(name: str) -> torch.dtype | None:
@@ -131,7 +135,8 @@ def load_checkpoint(
         except Exception:  # likewise; a model without a tokenizer is measured on random ids
             return None
 
-    return Loaded(model, tokenizer, _weight_files(path), tuple(_missing(path, model, info)))
+    processor = partial(load_processor, directory, trust_remote_code=trust_remote_code)
+    return Loaded(model, tokenizer, _weight_files(path), tuple(_missing(path, model, info)), processor)
 
 
 def _refuse(path: Path, place: Placement, error: Exception) -> NoReturn:

@@ -50,6 +50,7 @@ _FIRST_PLAIN_ID = 5  # ids below are often special (padding, start, end)
 OVERRIDES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "distilbert": {"hidden_dim": 96},
+    "gemma3": {"mm_tokens_per_image": 4},
     "nemotron": {"num_key_value_heads": 2},
     "wav2vec2": {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4},
 }

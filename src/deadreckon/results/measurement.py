@@ -206,6 +206,7 @@ class Measurement(Figures, Record):
             (its own parameters).
         files: the files that were loaded.
         data: what the calibration tokens are.
+        skipped_inputs: number of images or sounds that were left out because they cannot be read.
         seed: seed of everything random.
         affine: how gains and shifts were redrawn, or None.
         solver: eigensolver.
@@ -221,6 +222,7 @@ class Measurement(Figures, Record):
     described_by: str
     files: list[FileStamp]
     data: str
+    skipped_inputs: int
     seed: int
     affine: str | None
     solver: str
@@ -258,6 +260,7 @@ class Shard(Record):
         described_by: checkpoint | module.
         files: the files that were loaded.
         data: what the calibration tokens are.
+        skipped_inputs: number of images or sounds that were left out because they cannot be read.
         seed: seed of everything random.
         affine: how gains and shifts were redrawn, or None.
         twins: seeds of the random-init twins that were measured too.
@@ -283,6 +286,7 @@ class Shard(Record):
     described_by: str
     files: list[FileStamp]
     data: str
+    skipped_inputs: int
     seed: int
     affine: str | None
     twins: list[int]

@@ -31,7 +31,11 @@ def measure(
     seed: int = 0,
     data: str = "auto",
     text: Sequence[str | Path] = (),
+    images: Sequence[str | Path] = (),
+    audio: Sequence[str | Path] = (),
+    skip_bad: bool = False,
     tokenizer: Any = None,
+    processor: Any = None,
     norm: str | None = None,
     affine: str | None = None,
     solver: str = "eigh",
@@ -54,9 +58,16 @@ def measure(
         batches: the caller's own keyword inputs, e.g. a DataLoader; by default `data` decides.
         twin: how many random-init twins to measure on the same inputs.
         seed: seed of random weights and inputs; the k-th twin uses seed + k.
-        data: ``text``, ``random`` or ``auto`` (text where the model has a tokenizer).
+        data: ``text``, ``images``, ``audio``, ``random``, or ``auto``: what files are given for, else text where the
+            model reads text and has a tokenizer, else random inputs of its shape.
         text: text files to use instead of the English text that Python ships.
+        images: images to use: files, folders, directories that the package datasets saved, or ``hf:NAME[:SPLIT]`` for a
+            data set on the Hugging Face hub. Successive ones make the clips of a model of videos; a model that puts
+            images among its tokens gets each of them with text around it.
+        audio: sounds to use, likewise.
+        skip_bad: leave out images and sounds that cannot be decoded, instead of refusing.
         tokenizer: for a loaded module, what turns text into ids.
+        processor: for a loaded module, what turns images or sound into its inputs.
         norm: module path or gain tensor of the norm; by default the one that makes the last hidden state.
         affine: ``lognormal:SIGMA`` redraws gains and shifts of a ``random:`` model and of the twins.
         solver: eigensolver: ``eigh`` for the whole spectrum, ``bottom`` for its certified bottom end alone (large
@@ -77,7 +88,7 @@ def measure(
 
     Raises:
         UsageError: too few tokens, too little memory, an option that does not fit the model, or no norm at its end.
-        InputError: the checkpoint or a text is damaged, activations are not finite, or processes differ.
+        InputError: the checkpoint or an input file is damaged, activations are not finite, or processes differ.
         UnreachableError: a file, package or other process is missing.
     """
     started = time.perf_counter()
@@ -91,7 +102,11 @@ def measure(
         seed=seed,
         data=data,
         text=text,
+        images=images,
+        audio=audio,
+        skip_bad=skip_bad,
         tokenizer=tokenizer,
+        processor=processor,
         norm=norm,
         affine=affine,
         dtype=dtype,
@@ -147,8 +162,7 @@ def concluded(collected: Collected, solver: Eigensolver, tau: float, *, path: st
 
 
 def _record(subjects: Subjects, conclusions: list[Conclusion], solver: str, started: float) -> Measurement:
-    warnings = subjects.loaded.warnings
-    return record(subjects.provenance(), warnings, conclusions, subjects.twin_seeds, solver, started)
+    return record(subjects.provenance(), subjects.warnings, conclusions, subjects.twin_seeds, solver, started)
 
 
 def record(

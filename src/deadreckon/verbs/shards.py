@@ -75,7 +75,7 @@ def measure_shard(model: str | Path | nn.Module, shard: str, **options: Any) -> 
         wanted_tokens=subjects.tokens,
         distinct_inputs=distinct,
         twins=subjects.twin_seeds,
-        warnings=list(subjects.loaded.warnings),
+        warnings=subjects.warnings,
         seconds=time.perf_counter() - started,
     ).with_vectors(lambda: arrays)
 
@@ -110,7 +110,7 @@ def merge_shards(files: Sequence[str | Path], *, solver: str = "eigh", tau: floa
     return record(provenance, first.warnings, conclusions, first.twins, solver, started)
 
 
-_PROVENANCE = ("model", "revision", "described_by", "files", "data", "seed", "affine", "environment")
+_PROVENANCE = ("model", "revision", "described_by", "files", "data", "skipped_inputs", "seed", "affine", "environment")
 
 
 def _prefix(subject: Subject) -> str:

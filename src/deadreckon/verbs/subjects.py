@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,40 +15,35 @@ from torch import nn
 from deadreckon.checkpoint.find import find_norms
 from deadreckon.checkpoint.source import Source, open_model, parse_model, resolve
 from deadreckon.errors import UsageError
-from deadreckon.forward import calibration as calibrations
 from deadreckon.forward import load
 from deadreckon.forward.affine import parse_affine, redraw_affine
-from deadreckon.forward.anatomy import NormSite, evaluating, final_norm, named_norm, norms_like
+from deadreckon.forward.anatomy import NormSite, final_norm, named_norm, norms_like
 from deadreckon.forward.calibration import Calibration
 from deadreckon.forward.collect import Collected, Progress, collect
+from deadreckon.forward.evaluating import evaluating
 from deadreckon.forward.placement import input_device, placement
 from deadreckon.forward.share import WHOLE, Share
 from deadreckon.kernel.norm import Norm
 from deadreckon.results.measurement import Environment
 from deadreckon.results.reading import FileStamp
+from deadreckon.verbs.inputs import InputOptions, choose_inputs
 
 _TOKENS_PER_DIMENSION = 8
-_ROWS = 64  # rows a batch is made of where memory decides how many are run at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(InputOptions):
     """The options of ``measure`` that decide what is run; see there."""
 
     tokens: int | None = None
-    batches: Iterable[Mapping[str, Any]] | None = None
     twin: int = 0
     seed: int = 0
-    data: str = "auto"
-    text: Sequence[str | Path] = ()
-    tokenizer: Any = None
     norm: str | None = None
     affine: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     device_map: str | Mapping[str, Any] | None = None
     max_memory: str | Mapping[Any, int | str] | None = None
-    batch_size: int | None = None
     trust_remote_code: bool = False
     progress: Progress | None = None
 
@@ -118,7 +113,7 @@ class Subjects:
             raise UsageError("affine redraws random: models and twins, never a trained model: ask for a twin")
         if affine is not None and is_random:
             redraw_affine(loaded.model, affine, seed)
-        inputs = _calibration(loaded, seed, options)
+        inputs = choose_inputs(loaded, options, seed)
         site = _site(loaded.model, norm, inputs, described)
         return cls(
             name=type(loaded.model).__name__ if source is None else str(source),
@@ -178,6 +173,13 @@ class Subjects:
             progress=self.options.progress,
         )
 
+    @property
+    def warnings(self) -> list[str]:
+        """What loading the model and its inputs left open."""
+        skipped = self.inputs.skipped
+        left_out = [f"{len(skipped)} inputs cannot be read and were skipped: {', '.join(skipped)}"] if skipped else []
+        return [*self.loaded.warnings, *left_out]
+
     def provenance(self) -> dict[str, Any]:
         """The fields of a record that say what was run."""
         parameter = next(self.loaded.model.parameters(), torch.empty(0))
@@ -187,6 +189,7 @@ class Subjects:
             "described_by": self.described_by,
             "files": [FileStamp.of(path) for path in self.loaded.files],
             "data": self.inputs.describe,
+            "skipped_inputs": len(self.inputs.skipped),
             "seed": self.seed,
             "affine": self.options.affine,
             "environment": _environment(self.loaded.model, parameter.dtype),
@@ -218,23 +221,6 @@ def _described(source: Source, norm: str | None) -> Norm | None:
         return find_norms(open_model(source), norm)[0]
     except UsageError:
         return None
-
-
-def _calibration(loaded: load.Loaded, seed: int, options: Options) -> Calibration:
-    if options.batches is not None:
-        return calibrations.given(options.batches)
-    data, text = options.data, options.text
-    batch_size = options.batch_size or _ROWS
-    if data not in {"auto", "text", "random"}:
-        raise UsageError(f"unknown data {data!r}: choose auto, text or random")
-    tokenizer = loaded.tokenizer() if data != "random" else None
-    if tokenizer is None and (data == "text" or text):
-        raise UsageError("this model has no tokenizer for text: leave text out, or ask for random data")
-    if tokenizer is None:
-        return calibrations.random_inputs(loaded.model, seed=seed, batch_size=batch_size)
-    texts = calibrations.read_texts([Path(path) for path in text]) if text else [calibrations.english_text()]
-    describe = ", ".join(Path(path).name for path in text) if text else "English text of pydoc_data.topics"
-    return calibrations.text(tokenizer, texts, loaded.model.config, describe=describe, batch_size=batch_size)
 
 
 def _site(model: nn.Module, norm: str | None, inputs: Calibration, described: Norm | None) -> NormSite:
