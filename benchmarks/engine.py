@@ -20,13 +20,14 @@ import torch
 
 import deadreckon
 from deadreckon.checkpoint.zoo import zoo_entry
+from deadreckon.forward.blocks import find_block_stacks
 from deadreckon.forward.bottom import bottom
 from deadreckon.forward.krylov import largest_eigenvalue
 from deadreckon.forward.load import random_model
 from deadreckon.forward.moments import Moments
 from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.forward.smallest import smallest_eigenvalue
-from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
+from deadreckon.forward.stream import StreamMoments, node_spectra
 from deadreckon.verbs.subjects import Options, Subjects
 
 ROWS, LENGTH = 8, 512
@@ -66,7 +67,7 @@ def at(model: torch.nn.Module, tokens: int, repeat: int) -> dict[str, float]:
         return lambda: deadreckon.measure(model, tokens=tokens, solver=solver, batch_size=ROWS, batches=batches)
 
     subjects = Subjects.of(model, Options(tokens=tokens, batch_size=ROWS, batches=batches))
-    stream = StreamMoments(block_list(model))
+    stream = StreamMoments(find_block_stacks(model, batches[0])[-1])
     spans: dict[str, list[float]] = {"grams": [], "spectra": []}
 
     def traced() -> None:
@@ -103,7 +104,7 @@ def at(model: torch.nn.Module, tokens: int, repeat: int) -> dict[str, float]:
     found = {f"{name}_s": statistics.median(values) for name, values in times.items()}
     found |= {f"{name}_peak_gb_above_model": peak for name, peak in peaks.items()}
     found |= {f"{name}_over_forward": found[f"{name}_s"] / found["forward_s"] for name in jobs if name != "forward"}
-    nodes = len(stream._blocks) + 1
+    nodes = len(stream.stack.blocks) + 1
     found["stream_collect_over_forward"] = statistics.median(spans["grams"][1:]) / found["forward_s"]
     found["spectra_ms_per_node"] = 1e3 * statistics.median(spans["spectra"][1:]) / nodes
     return found

@@ -62,32 +62,32 @@ def run(way: str, name: str, tokens: int) -> dict[str, Any]:
     import torch
 
     from deadreckon.checkpoint.zoo import zoo_entry
+    from deadreckon.forward.blocks import find_block_stacks
     from deadreckon.forward.load import random_model
     from deadreckon.forward.random_inputs import random_inputs
-    from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
+    from deadreckon.forward.stream import StreamMoments, node_spectra
 
     entry = zoo_entry(name)
     weights = {"seed": 0, "dtype": torch.float32, "device": torch.device("cpu")}
     model = random_model(entry.model_class, entry.config_class, entry.config_kwargs, **weights)
     stream = random_inputs(model, seed=0, batch_size=ROWS).batches()
     batches = [next(stream) for _ in range(tokens // (ROWS * LENGTH))]
-    blocks = block_list(model)
-    with torch.no_grad():
-        model(input_ids=batches[0]["input_ids"][:1, :16], use_cache=False)  # warms up
+    # This also warms up.
+    stack = find_block_stacks(model, {"input_ids": batches[0]["input_ids"][:1, :16], "use_cache": False})[-1]
     resident, started = memory("VmRSS"), time.perf_counter()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     sigma_min: list[float] = []
     if way == "ours":
-        moments = StreamMoments(blocks)
+        moments = StreamMoments(stack)
         with moments.watching():
             for batch in batches:
                 model(**batch, use_cache=False)
         sigma_min = [node.sigma_min for node in node_spectra(moments.nodes, moments.dtypes)]
     else:
-        kept: list[list[np.ndarray]] = [[] for _ in range(len(blocks) + 1)]
+        kept: list[list[np.ndarray]] = [[] for _ in range(len(stack.blocks) + 1)]
         if way == "naive":  # hooks, not output_hidden_states: its last entry has been through the final norm
-            blocks[0][1].register_forward_pre_hook(lambda _m, args: keep(kept[0], args[0]))
-            for node, (_, block) in zip(kept[1:], blocks, strict=True):
+            stack.blocks[0][1].register_forward_pre_hook(lambda _m, args: keep(kept[0], args[0]))
+            for node, (_, block) in zip(kept[1:], stack.blocks, strict=True):
                 block.register_forward_hook(lambda _m, _a, output, node=node: keep(node, output))
         with torch.no_grad():
             for batch in batches:

@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from deadreckon.kernel.subspace import DeadSubspace
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.reading import Classifications, Reading
+    from deadreckon.results.trace import Trace
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.measure import measure
     from deadreckon.verbs.read import read
     from deadreckon.verbs.shards import measure_shard, merge_shards
+    from deadreckon.verbs.trace import trace
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ _HOMES = {
     "Measurement": "results.measurement",
     "NormKind": "kernel.norm",
     "Reading": "results.reading",
+    "Trace": "results.trace",
     "classify": "verbs.classify",
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
@@ -45,6 +48,7 @@ _HOMES = {
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
     "register_norm_kind": "kernel.norm",
+    "trace": "verbs.trace",
 }
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "Measurement",
     "NormKind",
     "Reading",
+    "Trace",
     "classify",
     "measure",
     "measure_shard",
@@ -64,6 +69,7 @@ __all__ = [
     "register_eigensolver",
     "register_format",
     "register_norm_kind",
+    "trace",
 ]
 
 

@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from deadreckon.errors import UsageError
+from deadreckon.forward.blocks import find_block_stacks
 from deadreckon.forward.bottom import bottom
 from deadreckon.forward.moments import Moments
 from deadreckon.forward.spectrum import eigensolver
-from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
+from deadreckon.forward.stream import StreamMoments, node_spectra
 from deadreckon.forward.tiny import tiny_model
 from deadreckon.verbs.measure import measure
 
@@ -128,7 +129,7 @@ def test_stream_spectra_of_a_model(tmp_path):
     model = tiny_model("gpt_neox").eval().to(CUDA)
     vocabulary = model.config.vocab_size
     ids = torch.randint(0, vocabulary, (64, 24), device=CUDA)
-    stream = StreamMoments(block_list(model))
+    stream = StreamMoments(find_block_stacks(model, {"input_ids": ids[:1]})[-1])
     with stream.watching(), torch.no_grad():
         kept = model(input_ids=ids, output_hidden_states=True).hidden_states
     nodes = node_spectra(stream.nodes, stream.dtypes)

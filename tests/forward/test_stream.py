@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from deadreckon.errors import UsageError
+from deadreckon.forward.blocks import find_block_stacks
 from deadreckon.forward.moments import Moments
-from deadreckon.forward.stream import StreamMoments, block_list, node_spectra
+from deadreckon.forward.stream import StreamMoments, node_spectra
 from deadreckon.forward.tiny import VOCABULARY, WIDTH, tiny_model
 
 U = torch.finfo(torch.float64).eps / 2
@@ -22,8 +22,13 @@ def inputs(model, rows=ROWS):
     return {"input_ids": torch.randint(5, VOCABULARY - 8, (rows, LENGTH), generator=generator)}
 
 
+def stack_of(model, given):
+    tensors = {name: value[:1].clone() for name, value in given.items() if isinstance(value, torch.Tensor)}
+    return find_block_stacks(model, tensors)[-1]
+
+
 def follow(model, keep=None, **given):
-    stream = StreamMoments(block_list(model))
+    stream = StreamMoments(stack_of(model, given))
     stream.keep = keep
     with stream.watching():
         output = model(**given)
@@ -50,8 +55,8 @@ def followed(request):
 
 
 def test_grams_are_those_of_the_hidden_states(followed):
-    model, _, stream, hidden = followed
-    assert len(block_list(model)) == len(hidden) - 1 == len(stream.nodes) - 1
+    _, _, stream, hidden = followed
+    assert len(stream.stack.blocks) == len(hidden) - 1 == len(stream.nodes) - 1
     for index, expected in enumerate(hidden[:-1]):  # the last one has been through the final norm
         gram, rows = direct(expected)
         moments = stream.nodes[index - 1]
@@ -97,7 +102,7 @@ def test_masked_positions_do_not_count(followed):
 def test_batches_add_up(followed):
     model, given, stream, _ = followed
     name, values = next(iter(given.items()))
-    parts = StreamMoments(block_list(model))
+    parts = StreamMoments(stream.stack)
     with parts.watching():
         for part in values.split([7, 1, ROWS - 8]):
             model(**{name: part})
@@ -140,7 +145,7 @@ def test_what_is_overwritten_later_was_seen_as_it_was(tuples):
     torch.manual_seed(0)
     model = Careless(tuples)
     stream, _ = follow(model, stream=torch.randn(8, 20, WIDTH))
-    for index, seen in enumerate(model.seen):
+    for index, seen in enumerate(model.seen[-len(stream.nodes) :]):  # after the pass that found the blocks
         assert same(stream.nodes[index - 1].gram(), direct(seen)[0], 160)
 
 
@@ -229,29 +234,12 @@ def test_hooks_leave_with_the_context_and_with_an_error():
         return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
     before = hooks()
-    stream = StreamMoments(block_list(model))
+    stream = StreamMoments(stack_of(model, inputs(model)))
     with stream.watching():
-        assert hooks() == before + len(block_list(model)) + 1
+        assert hooks() == before + len(stream.stack.blocks) + 1
     assert hooks() == before
     with pytest.raises(KeyError, match="broken"), stream.watching():
         raise KeyError("broken")
     assert hooks() == before
     model(**inputs(model))
     assert stream.nodes == {}
-
-
-def test_the_blocks_are_the_longest_list_that_is_not_inside_another():
-    model = nn.Module()
-    model.few = nn.ModuleList(nn.Linear(2, 2) for _ in range(2))
-    model.blocks = nn.ModuleList(nn.Module() for _ in range(3))
-    model.blocks[0].experts = nn.ModuleList(nn.Linear(2, 2) for _ in range(9))
-    assert [path for path, _ in block_list(model)] == ["blocks.0", "blocks.1", "blocks.2"]
-
-
-def test_a_model_without_blocks_is_refused():
-    with pytest.raises(UsageError, match="Linear has no list of blocks"):
-        block_list(nn.Linear(3, 3))
-    empty = nn.Module()
-    empty.blocks = nn.ModuleList()
-    with pytest.raises(UsageError, match="no list of blocks"):
-        block_list(empty)

@@ -18,6 +18,7 @@ _VERBS = {
     "read": "Dead subspace of a checkpoint's final norm, from its parameters alone.",
     "classify": "LayerNorm, RMSNorm or neither, from the parameters, with the evidence.",
     "measure": "Verify the dead subspace in one forward pass; compare with random-init twins.",
+    "trace": "Where the residual stream loses a direction, block by block, and why (not a matrix trace).",
     "demo": "The main job on two small trained models, one LayerNorm and one RMSNorm.",
 }
 INTERNAL_ERROR = 70

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
 
     from deadreckon.results.measurement import Figures, Gap, GapFigure, Measurement, Shard
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
 PROTOCOL_FAILED = 1
 
 
-def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+def batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """Rows, or None where memory decides."""
     if value == "auto":
         return None
@@ -27,26 +30,57 @@ def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int |
     return int(value)
 
 
+def input_options(command: _Command) -> _Command:
+    """Add the options that say what a model is run on."""
+    options: list[Callable[[_Command], _Command]] = [
+        click.option(
+            "--text", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Text to run on; repeatable."
+        ),
+        click.option(
+            "--images", multiple=True, metavar="PATH", help="Images to run on: files, folders, hf:NAME[:SPLIT]."
+        ),
+        click.option("--audio", multiple=True, metavar="PATH", help="Sound to run on, likewise; both repeatable."),
+        click.option("--skip-bad", is_flag=True, help="Skip images and sound that cannot be read, and count them."),
+        click.option(
+            "--data",
+            type=click.Choice(["auto", "text", "images", "audio", "random"]),
+            default="auto",
+            show_default=True,
+            metavar="KIND",
+            help="Inputs: auto (the files named; text, where there is a tokenizer), text, images, audio or random.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def place_options(command: _Command) -> _Command:
+    """Add the options that say where, and in which dtype."""
+    options: list[Callable[[_Command], _Command]] = [
+        click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or float64."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+        click.option(
+            "--device-map",
+            metavar="POLICY",
+            help="Spread the model over devices: auto, balanced, balanced_low_0, sequential.",
+        ),
+        click.option(
+            "--max-memory", metavar="cpu=8GB,0=40GB", help="Most weights a device may hold; the rest waits on disk."
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command(epilog="Under torchrun the processes share the tokens, and the first one reports.")
 @click.argument("models", nargs=-1, metavar="MODEL | --merge FILE...")
 @click.option("--tokens", type=click.IntRange(min=1), help="Tokens to measure.  [default: 8 d]")
 @click.option(
     "--twin", type=click.IntRange(min=0), default=0, show_default=True, help="Random-init twins to measure too."
 )
-@click.option(
-    "--text", type=click.Path(path_type=Path), multiple=True, metavar="FILE", help="Text to run on; repeatable."
-)
-@click.option("--images", multiple=True, metavar="PATH", help="Images to run on: files, folders, hf:NAME[:SPLIT].")
-@click.option("--audio", multiple=True, metavar="PATH", help="Sound to run on, likewise; both repeatable.")
-@click.option("--skip-bad", is_flag=True, help="Skip images and sound that cannot be read, and count them.")
-@click.option(
-    "--data",
-    type=click.Choice(["auto", "text", "images", "audio", "random"]),
-    default="auto",
-    show_default=True,
-    metavar="KIND",
-    help="Inputs: auto (what files were named; text, where there is a tokenizer), text, images, audio or random.",
-)
+@input_options
 @click.option("--norm", metavar="NAME", help="Another norm, by module path or gain tensor.")
 @click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of random: models and twins.")
 @click.option(
@@ -59,16 +93,11 @@ def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int |
     "--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and inputs.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or float64.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option(
-    "--device-map", metavar="POLICY", help="Spread the model over devices: auto, balanced, balanced_low_0, sequential."
-)
-@click.option("--max-memory", metavar="cpu=8GB,0=40GB", help="Most weights a device may hold; the rest waits on disk.")
+@place_options
 @click.option(
     "--batch-size",
     metavar="auto|N",
-    callback=_batch_size,
+    callback=batch_size,
     default="auto",
     show_default=True,
     help="Sequences a forward; auto asks the memory.",

@@ -14,6 +14,7 @@ from deadreckon.forward.anatomy import NormSite, check_same_width, run
 from deadreckon.forward.batching import BatchSize, Rows
 from deadreckon.forward.calibration import Batch, Calibration, placed
 from deadreckon.forward.capture import Captured, capture
+from deadreckon.forward.distinct import DistinctIds, ids_of
 from deadreckon.forward.evaluating import evaluating
 from deadreckon.forward.memory import out_of_memory
 from deadreckon.forward.nonfinite import where_nonfinite
@@ -68,7 +69,7 @@ def collect(
     # Keys and values of past tokens are for generation; here they would only take memory.
     extra = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     budget, first = _Budget(tokens), 0
-    seen = _Distinct()
+    seen = DistinctIds()
     with evaluating(model), capture(site.module, site.path) as captured:
         for number, batch in enumerate(calibration.batches()):
             rows = Rows.of(batch)
@@ -101,7 +102,7 @@ def collect(
                         f"or overflows in {str(taken.dtype).removeprefix('torch.')}; try another dtype"
                     )
                 statistics.update(_select(inputs, keep), taken)
-                ids = _ids(part, outputs.shape[:2])
+                ids = ids_of(part, outputs.shape[:2])
                 seen.add(None if ids is None else _select(ids, keep))
                 size.ran(len(chosen), outputs.shape[0] * outputs.shape[1])
                 queue = queue[len(chosen) :]
@@ -110,28 +111,6 @@ def collect(
             if budget.spent(allowed or []):
                 break
     return Collected(statistics, seen.ids())
-
-
-class _Distinct:
-    """The distinct token ids of a pass; None as soon as some inputs have none."""
-
-    _HELD = 2**20  # looked through together: one by one, an accelerator would be waited for after every batch
-
-    def __init__(self) -> None:
-        self._held: list[Tensor] | None = []
-
-    def add(self, ids: Tensor | None) -> None:
-        if ids is None or self._held is None:
-            self._held = None
-            return
-        self._held.append(ids)
-        if sum(part.numel() for part in self._held) > self._HELD:
-            self._held = [torch.unique(torch.cat(self._held))]
-
-    def ids(self) -> frozenset[int] | None:
-        if self._held is None:
-            return None
-        return frozenset(torch.cat(self._held).tolist()) if self._held else frozenset()
 
 
 class _Budget:
@@ -226,16 +205,6 @@ def _mask(model: nn.Module, site: NormSite, batch: Batch, rows: Rows) -> Tensor 
 def _in_encoder(model: nn.Module, site: NormSite) -> bool:
     get_encoder = getattr(model, "get_encoder", None)
     return get_encoder is not None and any(module is site.module for module in get_encoder().modules())
-
-
-def _ids(batch: Batch, shape: torch.Size) -> Tensor | None:
-    """The token ids that line up with the norm's positions."""
-    mixed = any(isinstance(value, Tensor) and value.is_floating_point() for value in batch.values())
-    for name in ("decoder_input_ids", *(() if mixed else ("input_ids",))):  # a placeholder's id says nothing
-        ids = batch.get(name)
-        if isinstance(ids, Tensor) and ids.numel() == shape.numel():
-            return ids.reshape(shape)
-    return None
 
 
 def _shapes(batch: Batch) -> str:

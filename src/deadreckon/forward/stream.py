@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from deadreckon.errors import UsageError
+from deadreckon.forward.blocks import BlockStack, tapped
+from deadreckon.forward.bottom import bottom
 from deadreckon.forward.krylov import largest_eigenvalue
 from deadreckon.forward.memory import free_memory
 from deadreckon.forward.moments import Moments
@@ -24,30 +25,8 @@ _COPIES = 4
 _SMALL = 64  # size below which a whole solve costs less
 
 
-def block_list(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The blocks of a model with their paths, in order: its longest list of modules that is not part of another.
-
-    Args:
-        model: any module.
-
-    Returns:
-        Path and module of every block.
-
-    Raises:
-        UsageError: the model has no list of modules.
-    """
-    lists = {
-        path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
-    }
-    outer = {p: m for p, m in lists.items() if not any(p.startswith(f"{other}.") for other in lists)}
-    if not outer:
-        raise UsageError(f"{type(model).__name__} has no list of blocks: its residual stream cannot be followed")
-    path, blocks = max(outer.items(), key=lambda item: len(item[1]))
-    return [(f"{path}.{name}".lstrip("."), block) for name, block in blocks.named_children()]
-
-
 class StreamMoments:
-    """Moments of the stream at every node: index -1 is what enters the first block, index l what leaves block l.
+    """Moments of a residual stream at its nodes: index -1 is what enters the first block, index l what leaves block l.
 
     Each tensor is consumed as it appears, on the device where it is: what runs later cannot change it, and no
     activation is kept.
@@ -58,40 +37,55 @@ class StreamMoments:
         keep: which positions of the running batch count, shape (rows, tokens); None for all.
     """
 
-    def __init__(self, blocks: Sequence[tuple[str, nn.Module]]) -> None:
-        self._blocks = blocks
+    def __init__(self, stack: BlockStack, *, only: Collection[int] | None = None, centred: bool = False) -> None:
+        """Nothing collected yet.
+
+        Args:
+            stack: the stream.
+            only: indices of the nodes to collect; None for all.
+            centred: also keep what the covariance needs.
+        """
+        self.stack = stack
+        self._only = only
+        self._centred = centred
         self.nodes: dict[int, Moments] = {}
         self.dtypes: dict[int, torch.dtype] = {}
         self.keep: Tensor | None = None
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Collect while the context is open; the hooks leave with it."""
-
-        def enters(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._add(-1, next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
-
-        def leaves(index: int) -> Any:
-            def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-                self._add(index, output if isinstance(output, Tensor) else output[0])
-
-            return hook
-
-        handles = [self._blocks[0][1].register_forward_pre_hook(enters, with_kwargs=True)]
-        handles += [block.register_forward_hook(leaves(index)) for index, (_, block) in enumerate(self._blocks)]
-        try:
-            with torch.no_grad():
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        """Collect while the context is open."""
+        with torch.no_grad(), tapped(self.stack, self._add):
+            yield
 
     def _add(self, index: int, stream: Tensor) -> None:
-        kept = stream.flatten(0, -2) if self.keep is None else stream[self.keep.to(stream.device)]
+        if self._only is not None and index not in self._only:
+            return
         if index not in self.nodes:
-            self.nodes[index] = Moments(stream.shape[-1], stream.device, centred=False)
+            self.nodes[index] = Moments(stream.shape[-1], stream.device, centred=self._centred)
             self.dtypes[index] = stream.dtype
-        self.nodes[index].update(kept)
+        self.nodes[index].update(kept(stream, self.keep))
+
+
+def kept(stream: Tensor, keep: Tensor | None) -> Tensor:
+    """The kept positions of a stream (..., d) as rows (n, d).
+
+    Args:
+        stream: any leading dimensions.
+        keep: bool, as many entries as the stream has positions; None for all.
+
+    Returns:
+        The rows.
+
+    Raises:
+        UsageError: the numbers of positions differ.
+    """
+    rows = stream.reshape(-1, stream.shape[-1])
+    if keep is None:
+        return rows
+    if keep.numel() != len(rows):
+        raise UsageError(f"a mask of {keep.numel()} positions does not fit a stream of {len(rows)}: give one that does")
+    return rows[keep.flatten().to(stream.device)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,8 @@ class NodeSpectrum:
         sigma_floor: what rounding of the stored stream and of the Gram may make of a singular value of zero.
         sigma_geomean: geometric mean of those above the floor.
         sigma_max: largest, from below, to a few hundredths.
-        direction: right-singular vector of the smallest, shape (d,).
+        directions: right-singular vectors of the smallest, shape (k, d).
+        bottom: their singular values, ascending, shape (k,).
         whole: whether the whole spectrum was solved for, because its bottom alone was not proven.
     """
 
@@ -115,16 +110,25 @@ class NodeSpectrum:
     sigma_floor: float
     sigma_geomean: float
     sigma_max: float
-    direction: Tensor
+    directions: Tensor
+    bottom: Tensor
     whole: bool
 
+    @property
+    def direction(self) -> Tensor:
+        """Right-singular vector of the smallest, shape (d,)."""
+        return self.directions[0]
 
-def node_spectra(nodes: Mapping[int, Moments], dtypes: Mapping[int, torch.dtype]) -> list[NodeSpectrum]:
+
+def node_spectra(
+    nodes: Mapping[int, Moments], dtypes: Mapping[int, torch.dtype], *, count: int = 1
+) -> list[NodeSpectrum]:
     """The spectrum's ends at every node, many nodes in one batched solve.
 
     Args:
         nodes: index -> moments, of any sizes on any devices.
         dtypes: index -> dtype in which the stream is stored there.
+        count: how many of the smallest to find, with their directions.
 
     Returns:
         One entry a node, by index.
@@ -140,7 +144,7 @@ def node_spectra(nodes: Mapping[int, Moments], dtypes: Mapping[int, torch.dtype]
             grams = torch.empty(len(part), size, size, dtype=torch.float64, device=device)
             for gram, index in zip(grams, part, strict=True):
                 nodes[index].mean_gram(out=gram)
-            found += _solved(part, grams, [dtypes[index] for index in part])
+            found += _solved(part, grams, [dtypes[index] for index in part], count)
     return sorted(found, key=lambda node: node.index)
 
 
@@ -152,10 +156,10 @@ def _together(size: int, device: torch.device) -> int:
     return max(1, min(_WORKSPACE, free // 2) // (8 * size**2 * _COPIES))
 
 
-def _solved(indices: Sequence[int], grams: Tensor, dtypes: Sequence[torch.dtype]) -> list[NodeSpectrum]:
+def _solved(indices: Sequence[int], grams: Tensor, dtypes: Sequence[torch.dtype], count: int) -> list[NodeSpectrum]:
     size = grams.shape[-1]
     if size < _SMALL:
-        return [_whole(index, gram, dtype) for index, gram, dtype in zip(indices, grams, dtypes, strict=True)]
+        return [_whole(index, gram, dtype, count) for index, gram, dtype in zip(indices, grams, dtypes, strict=True)]
     squares = grams.diagonal(dim1=-2, dim2=-1)
     largest = largest_eigenvalue(grams, blocks=8).value
     ends = smallest_eigenvalue(grams, largest=largest)
@@ -173,18 +177,30 @@ def _solved(indices: Sequence[int], grams: Tensor, dtypes: Sequence[torch.dtype]
             sigma_floor=floor,
             sigma_geomean=math.exp(log_det / (2 * size)),
             sigma_max=math.sqrt(top),
-            direction=direction,
+            **_bottom(gram, value, direction, count),
             whole=False,
         )
         if sure
-        else _whole(index, gram, dtype)
+        else _whole(index, gram, dtype, count)
         for index, gram, dtype, direction, (sure, value, error, log_det, top, floor) in zip(
             indices, grams, dtypes, ends.vector, numbers, strict=True
         )
     ]
 
 
-def _whole(index: int, gram: Tensor, dtype: torch.dtype) -> NodeSpectrum:
+def _bottom(gram: Tensor, value: float, direction: Tensor, count: int) -> dict[str, Tensor]:
+    """The smallest singular values and their directions."""
+    if count == 1:
+        return {"directions": direction[None], "bottom": gram.new_tensor([value]).sqrt()}
+    if 8 * count < len(gram):
+        found = bottom(gram[None], count)
+        if bool(found.certified):
+            return {"directions": found.eigenvectors[0].T, "bottom": found.eigenvalues[0].clamp(min=0).sqrt()}
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    return {"directions": vectors[:, :count].T, "bottom": eigenvalues[:count].clamp(min=0).sqrt()}
+
+
+def _whole(index: int, gram: Tensor, dtype: torch.dtype, count: int) -> NodeSpectrum:
     """From all eigenvalues."""
     size = len(gram)
     eigenvalues, vectors = torch.linalg.eigh(gram)
@@ -198,6 +214,7 @@ def _whole(index: int, gram: Tensor, dtype: torch.dtype) -> NodeSpectrum:
         sigma_floor=floor,
         sigma_geomean=float(above.log().mean().exp().sqrt()) if len(above) else 0.0,
         sigma_max=math.sqrt(top),
-        direction=vectors[:, 0],
+        directions=vectors[:, :count].T,
+        bottom=eigenvalues[:count].clamp(min=0).sqrt(),
         whole=True,
     )

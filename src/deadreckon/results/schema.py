@@ -9,12 +9,13 @@ from typing import Any
 
 import msgspec
 
-from deadreckon.results import measurement, reading
+from deadreckon.results import measurement, reading, trace
 from deadreckon.results.measurement import Demonstration, Measurement, Shard
 from deadreckon.results.reading import Classifications, Reading
 from deadreckon.results.record import Record
+from deadreckon.results.trace import Trace
 
-RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Measurement, Shard, Demonstration)
+RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Measurement, Trace, Shard, Demonstration)
 
 
 def json_schema(record: type[Record]) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def json_schema(record: type[Record]) -> dict[str, Any]:
         The schema: the name and version of the record are constants in it, and every property has its meaning.
     """
     schema = msgspec.json.schema(record)
-    parts: dict[str, Any] = {**vars(reading), **vars(measurement)}
+    parts: dict[str, Any] = {**vars(reading), **vars(measurement), **vars(trace)}
     for name, definition in schema["$defs"].items():
         meanings = attributes(parts[name])
         definition["description"] = inspect.cleandoc(definition["description"]).partition("\n\nAttributes:")[0]
