@@ -167,16 +167,17 @@ def test_cholesky_of_many_and_what_it_solves(arranged, size):
     assert not positive_definite(arranged(made), -1e-9 - edges).any()
 
 
+@pytest.mark.parametrize("tolerance", [3e-2, 1e-3])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_the_smallest_value_lies_between_its_bounds(name):
+def test_the_smallest_value_lies_between_its_bounds(name, tolerance):
     size = 512
     truth = SPECTRA[name](size).sort().values
-    found = smallest_eigenvalue(matrices(truth[None]), largest=truth[-1:])
+    found = smallest_eigenvalue(matrices(truth[None]), largest=truth[-1:], tolerance=tolerance)
     rounding = 2 * size * U * float(truth[-1])
     assert bool(found.proven) == (name not in SINGULAR)
     if found.proven:
         assert float(found.value - found.error) - rounding <= truth[0] <= float(found.value) + rounding
-        assert float(found.error) <= 1e-1 * float(found.value) + rounding
+        assert float(found.error) <= (1e-1 if tolerance > 1e-2 else tolerance) * float(found.value) + rounding
         made = matrices(truth[None])[0]
         assert float(found.vector[0] @ made @ found.vector[0]) == pytest.approx(float(found.value), abs=rounding)
 
