@@ -188,8 +188,8 @@ def _at_once(model: nn.Module, stack: BlockStack, memory: int | None) -> int:
         return len(stack.blocks) + 1 if free is None else max(2, free // _SHARE // each)
     if memory < each:
         raise UsageError(
-            f"one Gram of {stack.hidden_size} dimensions takes {each / 1e6:.0f} MB and the budget is "
-            f"{memory / 1e6:.0f} MB: give more (--memory)"
+            f"one Gram of {stack.hidden_size} dimensions takes {each:,} bytes and the budget is {memory:,}: "
+            "give more (--memory)"
         )
     return memory // each
 
