@@ -12,6 +12,7 @@ from deadreckon.forward.spectrum import eigensolver
 from deadreckon.forward.stream import StreamMoments, node_spectra
 from deadreckon.forward.tiny import tiny_model
 from deadreckon.verbs.measure import measure
+from deadreckon.verbs.trace import trace
 
 pytestmark = pytest.mark.gpu
 
@@ -136,3 +137,54 @@ def test_stream_spectra_of_a_model(tmp_path):
     for node, hidden in zip(nodes[:-1], kept, strict=False):
         sigma = torch.linalg.svdvals(hidden.flatten(0, 1).double()) / (64 * 24) ** 0.5
         assert abs(node.sigma_min - float(sigma[-1])) <= node.sigma_min_error + 1e-7 * float(sigma[0])
+
+
+def test_the_trace_is_that_of_the_host():
+    torch.manual_seed(0)
+    batches = [{"input_ids": torch.randint(5, 100, (40, 24), generator=torch.Generator().manual_seed(0))}]
+    model = tiny_model("gpt_neox").eval()
+    host = trace(model, batches=batches)
+    device = trace(model.to(CUDA), batches=batches)
+    assert (device.verdict, device.tokens) == (host.verdict, host.tokens)
+    for a, b in zip(host.blocks, device.blocks, strict=True):
+        # float32 forwards in other orders; and the bounds that each reports.
+        slack = 1e-3 * a.sigma_min + a.sigma_min_error + b.sigma_min_error
+        assert abs(a.sigma_min - b.sigma_min) <= slack
+        assert a.sigma_geomean == pytest.approx(b.sigma_geomean, rel=1e-3)
+
+
+def test_a_lost_direction_is_pinpointed_on_the_device():
+    model = tiny_model("llama").to(CUDA, torch.bfloat16).eval()
+    width = model.config.hidden_size
+    planted = torch.nn.functional.normalize(torch.randn(width, device=CUDA, generator=torch.Generator(CUDA)), dim=0)
+
+    def remove(_module, _args, output):
+        stream = output if isinstance(output, torch.Tensor) else output[0]
+        stream = stream.float() - (stream.float() @ planted)[..., None] * planted
+        return stream.to(torch.bfloat16)
+
+    handle = model.layers[1].register_forward_hook(remove)
+    found = trace(model, data="random")
+    handle.remove()
+    assert found.verdict == "collapsed"
+    event = found.events[0]
+    assert (event.block, event.cause) == (1, "branch_cancellation")
+    assert event.evidence.correlation < -0.999
+
+
+def test_a_trace_that_runs_out_of_memory_starts_anew():
+    model = tiny_model("gpt_neox").to(CUDA).eval()
+    batches = [{"input_ids": torch.randint(5, 100, (40, 24), generator=torch.Generator().manual_seed(0))}]
+    calm, held = trace(model, batches=batches), []
+
+    def hungry(_module, args, kwargs):
+        rows = len(args[0] if args else kwargs["hidden_states"])
+        if rows > 10:
+            held.append(torch.empty(2**50, dtype=torch.uint8, device=CUDA))
+
+    handle = model.layers[2].register_forward_pre_hook(hungry, with_kwargs=True)
+    found = trace(model, batches=batches)
+    handle.remove()
+    assert not held
+    for a, b in zip(calm.blocks, found.blocks, strict=True):
+        assert a.sigma_min == pytest.approx(b.sigma_min, rel=1e-3)
