@@ -22,7 +22,10 @@ from deadreckon.forward.smallest import smallest_eigenvalue
 # Bytes that the matrices of one batched solve may take, with the copies that it makes of them.
 _WORKSPACE = 24 * 2**30
 _COPIES = 4
-_ALONE, _TOGETHER = 1e-3, 3e-2  # relative bounds on the smallest eigenvalue
+# Relative bounds on the smallest eigenvalue; the close one costs half as much again, which small matrices and the host,
+# where the forward pass takes far longer, can afford.
+_CLOSE, _WIDE = 1e-3, 3e-2
+_NARROW = 2048
 _SMALL = 64  # size below which a whole solve costs less
 
 
@@ -163,8 +166,8 @@ def _solved(indices: Sequence[int], grams: Tensor, dtypes: Sequence[torch.dtype]
         return [_whole(index, gram, dtype, count) for index, gram, dtype in zip(indices, grams, dtypes, strict=True)]
     squares = grams.diagonal(dim1=-2, dim2=-1)
     largest = largest_eigenvalue(grams, blocks=8).value
-    # One at a time, as on the host, a closer bound costs little.
-    ends = smallest_eigenvalue(grams, largest=largest, tolerance=_ALONE if len(grams) == 1 else _TOGETHER)
+    close = len(grams) == 1 or size <= _NARROW
+    ends = smallest_eigenvalue(grams, largest=largest, tolerance=_CLOSE if close else _WIDE)
     storage = [storage_floor(dtype, each, u) for dtype, each, u in zip(dtypes, squares, ends.vector, strict=True)]
     floors = torch.stack(storage) + (UNIT_ROUNDOFF * largest * size).sqrt()
     # A logarithm of what may be rounding alone tells nothing: with a value at the floor, all are looked at.
