@@ -67,9 +67,36 @@ def _peers() -> list[list[str]]:
     return rows
 
 
-def _figures(name: str) -> dict[str, Any]:
-    figures: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
+def _trace_large() -> list[list[str]]:
+    rows = [["model", "stream", "d", "N/d", "verdict", "smallest step ratio", "seconds, building included", "peak memory"]]
+    rows.append(["---"] * len(rows[0]))
+    for model in _figures("trace_large_h200"):
+        for stream in model["streams"]:
+            first = stream is model["streams"][0]
+            ratio = stream["smallest_step_ratio"]
+            rows.append(
+                [
+                    model["model"] if first else "",
+                    stream["role"],
+                    f"{stream['hidden_size']:,}",
+                    f"{stream['tokens'] / stream['hidden_size']:.0f}",
+                    stream["verdict"],
+                    "-" if ratio is None else f"{ratio:.4f} at block {stream['at_block']}",
+                    f"{model['seconds_with_building']:.1f}" if first else "",
+                    f"{model['peak_gb']:.0f} GB" if first else "",
+                ]
+            )
+    return rows
+
+
+def _figures(name: str) -> Any:
+    figures: Any = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
     return figures
 
 
-TABLES: dict[str, Callable[[], list[list[str]]]] = {"engine": _engine, "host": _host, "peers": _peers}
+TABLES: dict[str, Callable[[], list[list[str]]]] = {
+    "engine": _engine,
+    "host": _host,
+    "peers": _peers,
+    "trace_large": _trace_large,
+}
