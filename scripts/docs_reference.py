@@ -38,7 +38,7 @@ from deadreckon.results import measurement, reading
 from deadreckon.results.schema import RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/index.md", "docs/cli.md", "docs/json.md", "docs/scale.md")
+PAGES = ("README.md", "docs/index.md", "docs/cli.md", "docs/json.md", "docs/trace.md", "docs/scale.md")
 SCHEMAS = "docs/schemas"
 
 _MARKED = re.compile(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from deadreckon.forward.passes import Part, Passes, Progress
 from deadreckon.forward.pinpoint import pinpoint
 from deadreckon.forward.placement import input_device
 from deadreckon.forward.profile import Fall, Step, falls, steps
-from deadreckon.forward.stream import NodeSpectrum, StreamMoments, node_spectra
+from deadreckon.forward.stream import NodeSpectrum, StreamMoments, kept, node_spectra
 from deadreckon.forward.stream_bound import stream_of_module
 from deadreckon.kernel.stream_bound import NoBound
 from deadreckon.results.trace import Event
@@ -95,9 +97,8 @@ def trace_streams(
     _enough(wanted, size)
     passes = Passes(model, calibration, main, tokens=wanted, batch_size=batch_size, progress=progress)
     found = [Traced(stack) for stack in stacks]
-    for each in found:
-        if each.stack is main or blocks is None:
-            _collect(passes, each, _wanted(each.stack, blocks), count, memory)
+    asked = {k: _wanted(each.stack, blocks) for k, each in enumerate(found) if each.stack is main or blocks is None}
+    _collect(passes, asked, found, count=count, memory=memory)
     _enough(found[-1].tokens, size)
     for each in found:
         each.falls = [] if each.stack.post_norm else falls(each.steps, collapse_ratio)
@@ -116,27 +117,58 @@ def trace_streams(
     return [each for each in found if each.steps], passes.done
 
 
-def _collect(passes: Passes, each: Traced, wanted: Sequence[int], count: int, memory: int | None) -> None:
-    """The spectra of a stream's nodes, as many a pass as memory allows."""
-    stack = each.stack
-    budget = _at_once(passes.model, stack, memory)
-    spectra: list[NodeSpectrum] = []
-    for start in range(0, len(wanted), budget):
-        collecting = _Collecting(stack, wanted[start : start + budget])
-        passes.run(collecting.watching)
-        moments = collecting.moments
-        for index, one in moments.nodes.items():
-            if not bool(torch.isfinite(one.upper.diagonal()).all()):
-                raise InputError(_where_not_finite(passes, stack, index))
-        spectra += node_spectra(moments.nodes, moments.dtypes, count=count)
-        if stack.post_norm:
+def _collect(
+    passes: Passes, wanted: Mapping[int, Sequence[int]], found: Sequence[Traced], *, count: int, memory: int | None
+) -> None:
+    """The spectra of the wanted nodes of every stream, as many a pass as memory allows."""
+    spectra: dict[int, list[NodeSpectrum]] = {number: [] for number in wanted}
+    for portion in _portions(passes.model, wanted, found, memory):
+        collecting = {number: _Collecting(found[number].stack, nodes) for number, nodes in portion.items()}
+        passes.run(partial(_together, collecting.values()))
+        for number, each in collecting.items():
+            stack, moments = found[number].stack, each.moments
+            if not moments.nodes:
+                raise UsageError(
+                    f"the stream of {stack.path} did not run on these inputs: name another (--blocks-path)"
+                )
             for index, one in moments.nodes.items():
-                smallest = float(torch.linalg.eigvalsh(one.scatter())[0]) / one.count
-                each.centred[index] = max(smallest, 0.0) ** 0.5
-        each.tokens = next(iter(moments.nodes.values())).count
-        ids = collecting.distinct.ids()
-        each.distinct = None if ids is None else len(ids)
-    each.steps = steps(spectra)
+                if not bool(torch.isfinite(one.upper.diagonal()).all()):
+                    raise InputError(_where_not_finite(passes, stack, index))
+            spectra[number] += node_spectra(moments.nodes, moments.dtypes, count=count)
+            if stack.post_norm:
+                for index, one in moments.nodes.items():
+                    smallest = float(torch.linalg.eigvalsh(one.scatter())[0]) / one.count
+                    found[number].centred[index] = max(smallest, 0.0) ** 0.5
+            found[number].tokens = next(iter(moments.nodes.values())).count
+            ids = each.distinct.ids()
+            found[number].distinct = None if ids is None else len(ids)
+    for number, nodes in spectra.items():
+        found[number].steps = steps(nodes)
+
+
+def _portions(
+    model: nn.Module, wanted: Mapping[int, Sequence[int]], found: Sequence[Traced], memory: int | None
+) -> Iterator[dict[int, list[int]]]:
+    """Which nodes of which streams to collect in each pass."""
+    if memory is None:
+        free = free_memory(input_device(model))
+        memory = sys.maxsize if free is None else free // _SHARE
+    portion: dict[int, list[int]] = {}
+    taken = 0
+    for number, nodes in wanted.items():
+        size = found[number].stack.hidden_size
+        each = 8 * size**2
+        if each > memory:
+            raise UsageError(
+                f"one Gram of {size} dimensions takes {each:,} bytes and the budget is {memory:,}: give more (--memory)"
+            )
+        for index in nodes:
+            if taken + each > memory:
+                yield portion
+                portion, taken = {}, 0
+            portion.setdefault(number, []).append(index)
+            taken += each
+    yield portion
 
 
 class _Collecting:
@@ -153,12 +185,24 @@ class _Collecting:
 
         def prepare(part: Part) -> None:
             self.moments.keep = keep = _keep(part, self.stack)
-            shape = torch.Size((len(part.rows), part.length)) if part.length else None
-            ids = ids_of(part.inputs, shape) if shape is not None and self.stack.role in {"final", "decoder"} else None
-            self.distinct.add(None if ids is None else ids.flatten() if keep is None else ids.flatten()[keep.flatten()])
+            shape = torch.Size((len(part.rows), part.length))
+            ids = ids_of(part.inputs, shape) if part.main is self.stack else None
+            self.distinct.add(None if ids is None else kept(ids[..., None], keep)[:, 0])
 
         with self.moments.watching():
             yield prepare
+
+
+@contextmanager
+def _together(collecting: Iterable[_Collecting]) -> Iterator[Callable[[Part], None]]:
+    with ExitStack() as opened:
+        each = [opened.enter_context(one.watching()) for one in collecting]
+
+        def prepare(part: Part) -> None:
+            for one in each:
+                one(part)
+
+        yield prepare
 
 
 def _keep(part: Part, stack: BlockStack) -> Tensor | None:
@@ -178,20 +222,6 @@ def _wanted(stack: BlockStack, blocks: Collection[int] | None) -> list[int]:
     if beyond := [index for index in blocks if not -1 <= index < len(stack.blocks)]:
         raise UsageError(f"{stack.path} has {len(stack.blocks)} blocks, from 0: there is no block {beyond[0]}")
     return sorted({*blocks, *(index - 1 for index in blocks if index >= 0)})
-
-
-def _at_once(model: nn.Module, stack: BlockStack, memory: int | None) -> int:
-    """How many Grams to collect in one pass."""
-    each = 8 * stack.hidden_size**2
-    if memory is None:
-        free = free_memory(input_device(model))
-        return len(stack.blocks) + 1 if free is None else max(2, free // _SHARE // each)
-    if memory < each:
-        raise UsageError(
-            f"one Gram of {stack.hidden_size} dimensions takes {each:,} bytes and the budget is {memory:,}: "
-            "give more (--memory)"
-        )
-    return memory // each
 
 
 def _enough(tokens: int, size: int) -> None:
