@@ -68,9 +68,7 @@ def _peers() -> list[list[str]]:
 
 
 def _trace_large() -> list[list[str]]:
-    rows = [
-        ["model", "stream", "d", "N/d", "verdict", "smallest step ratio", "seconds, building included", "peak memory"]
-    ]
+    rows = [["model", "stream", "d", "N/d", "verdict", "smallest step ratio", "with building", "peak memory"]]
     rows.append(["---"] * len(rows[0]))
     for model in _figures("trace_large_h200"):
         for stream in model["streams"]:
@@ -84,7 +82,7 @@ def _trace_large() -> list[list[str]]:
                     f"{stream['tokens'] / stream['hidden_size']:.0f}",
                     stream["verdict"],
                     "-" if ratio is None else f"{ratio:.4f} at block {stream['at_block']}",
-                    f"{model['seconds_with_building']:.1f}" if first else "",
+                    f"{model['seconds_with_building']:.1f} s" if first else "",
                     f"{model['peak_gb']:.0f} GB" if first else "",
                 ]
             )

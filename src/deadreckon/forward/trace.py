@@ -128,9 +128,7 @@ def _collect(
         for number, each in collecting.items():
             stack, moments = found[number].stack, each.moments
             if not moments.nodes:
-                raise UsageError(
-                    f"the stream of {stack.path} did not run on these inputs: name another (--blocks-path)"
-                )
+                raise UsageError(f"{stack.path} did not run on these inputs: name another list (--blocks-path)")
             for index, one in moments.nodes.items():
                 if not bool(torch.isfinite(one.upper.diagonal()).all()):
                     raise InputError(_where_not_finite(passes, stack, index))
