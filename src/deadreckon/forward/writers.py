@@ -105,7 +105,8 @@ def block_equation(model: nn.Module, batch: Mapping[str, Any], stack: BlockStack
         coefficient, found, residual = _fit(made, given, columns, tolerance)
         writers = tuple(Writer(f"{path}.{_module(name)}", name, c) for name, c in found.items())
         equation = Equation(coefficient, writers, residual, tolerance)
-        if best is None or (equation.solved, -residual) > (best.solved, -best.residual):
+        # More columns always fit a little better: where none solve it, deeper ones must do so clearly.
+        if best is None or equation.solved or residual < best.residual / 2:
             best = equation
         if best.solved:
             break
