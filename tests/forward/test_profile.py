@@ -1,6 +1,7 @@
 """Ratios, statuses, falls and verdicts of a stream, from numbers alone."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -75,7 +76,7 @@ def test_nodes_at_the_floor_are_rank_limited_before_the_first_that_is_not_and_lo
 @given(st.lists(st.sampled_from([0.0, FLOOR, 2 * FLOOR, 1e-3, 1.0]), min_size=1, max_size=10))
 def test_there_is_a_ratio_exactly_where_the_node_before_is_above_its_floor(lows):
     found = profile(lows)
-    for before, step in zip(found, found[1:], strict=False):
+    for before, step in pairwise(found):
         assert (step.ratio is not None) == (before.status == "ok") == (before.spectrum.sigma_min > 2 * FLOOR)
         assert not (before.status != "ok" and step.status != "ok" and step.ratio is not None)
     assert ("rank_limited" in {step.status for step in found}) == (lows[0] <= 2 * FLOOR)

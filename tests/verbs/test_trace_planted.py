@@ -8,14 +8,13 @@ from torch import nn
 from torch.nn.functional import normalize
 
 import deadreckon
-from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.load import load_checkpoint
 from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.forward.text import english_text, token_ids
 from deadreckon.forward.tiny import WIDTH, tiny_model
 
 BLOCKS, FAULT, VOCABULARY = 8, 4, 400
-ROWS, LENGTH = 32, 64
+ROWS, LENGTH = 16, 64
 
 
 def built(name="llama", layers=BLOCKS, **overrides):
@@ -154,9 +153,8 @@ def test_a_rescaling_without_a_tensor_says_so():
 
 @pytest.mark.parametrize("amount", [1.0, 0.999])
 @pytest.mark.parametrize("part", ["self_attn", "mlp"])
-@pytest.mark.parametrize("seed", [5, 6])
-def test_a_branch_that_cancels_one_direction(part, amount, seed):
-    model, u = built(), direction(seed=seed)
+def test_a_branch_that_cancels_one_direction(part, amount):
+    model, u = built(), direction()
     silent(model, u)
     block = model.layers[FAULT]
     cancels(getattr(block, part), block if part == "self_attn" else block.post_attention_layernorm, u, amount)
@@ -364,10 +362,23 @@ def test_what_no_candidate_explains_comes_with_all_their_numbers():
     # No scalar, no norm at the end, no bound from parameters and nothing to attribute it to: that is said by None.
     assert absent == {"scalar", "scalar_tensor", "norm_alignment", "parameter_bound", "attributed_to"}
     assert numbers["remainder"] > 0.5
+    assert numbers["unexplained_write"] < 1e-3  # in all other directions the parts explain the block
     assert numbers["correlation"] > -0.9
     assert [write["module"] for write in numbers["writes"]] == ["layers.4.self_attn", "layers.4.mlp"]
     assert len(numbers["tokens"]) == 16
     parallel(event.direction, u, model)
+
+
+def test_a_small_write_against_the_direction_is_not_what_takes_it():
+    model, u = built(), direction()
+    silent(model, u)
+    block = model.layers[FAULT]
+    cancels(block.mlp, block.post_attention_layernorm, u, 0.01)
+    on_output(block, lambda x: without(x, u, 0.999))
+    event = the_event(traced(model))
+    assert event.evidence.correlation == pytest.approx(-1, abs=0.05)
+    assert event.evidence.write_ratio < 0.1 < 0.9 < event.evidence.remainder
+    assert event.cause == "unexplained"
 
 
 def test_others_that_grow_past_a_direction_lose_nothing_of_it():
@@ -434,8 +445,7 @@ def test_too_few_distinct_ids_limit_the_rank_and_lose_nothing(distinct):
 
 
 def test_short_and_long_sequences_get_one_verdict():
-    model = built()
-    redraw_affine(model, "lognormal:0.5", 0)
+    model = tiny_model("gpt2", n_layer=BLOCKS, vocab_size=VOCABULARY)
     verdicts = {length: traced(model, ids(ROWS * LENGTH // length, length)) for length in (16, 64, 256)}
     assert [trace.events for trace in verdicts.values()] == [[], [], []]
     assert len({trace.verdict for trace in verdicts.values()}) == 1
@@ -524,11 +534,17 @@ def test_batches_and_the_rows_of_a_forward_do_not_matter():
 # On a trained model.
 
 
+@pytest.fixture(scope="module")
+def text(smollm2):
+    """Token ids of the text that measurements take by default."""
+    tokenizer = load_checkpoint(smollm2, dtype=None, device=torch.device("cpu")).tokenizer()
+    return token_ids(tokenizer, [english_text()[:40_000]])
+
+
 @pytest.fixture
 def trained(smollm2):
-    """A freshly loaded model, its tokenizer, and its ids of the text that measurements take by default."""
-    loaded = load_checkpoint(smollm2, dtype=None, device=torch.device("cpu"))
-    return loaded.model, token_ids(loaded.tokenizer(), [english_text()])
+    """A freshly loaded model, to be spoilt."""
+    return load_checkpoint(smollm2, dtype=None, device=torch.device("cpu")).model
 
 
 def sequences(text, length, tokens=2304):
@@ -537,51 +553,44 @@ def sequences(text, length, tokens=2304):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("length", [128, 256, 512])
-def test_a_trained_model_gets_one_verdict_at_all_lengths(trained, length):
-    model, text = trained
-    trace = deadreckon.trace(model, batches=sequences(text, length, 9 * 512), tokens=9 * 512)
+def test_a_trained_model_gets_one_verdict_at_all_lengths(trained, text, length):
+    trace = deadreckon.trace(trained, batches=sequences(text, length, 9 * 512), tokens=9 * 512)
     assert (trace.verdict, trace.events) == ("eased", [])
-    assert 0.2 < min(node.step_ratio for node in trace.blocks[1:]) < 1  # a blessed ratio is above, a fault below 0.1
+    assert 0.2 < min(node.step_ratio for node in trace.blocks[1:]) < 1  # as measured; a fault is below 0.1
 
 
 @pytest.mark.slow
-def test_massive_coordinates_of_a_trained_model_are_quiet(trained):
-    model, text = trained
-
+def test_massive_coordinates_of_a_trained_model_are_quiet(trained, text):
     def massive(stream):
         stream = stream.clone()
         stream[..., [100, 200]] += 1e4
         return stream
 
-    on_output(model.layers[12].mlp, massive)
-    trace = deadreckon.trace(model, batches=sequences(text, 256), tokens=2304)
-    assert trace.blocks[13].sigma_max > 10 * trace.blocks[12].sigma_max
+    on_output(trained.layers[12].mlp, massive)
+    trace = deadreckon.trace(trained, batches=sequences(text, 256), tokens=2304)
+    assert trace.blocks[13].sigma_max > 5 * trace.blocks[12].sigma_max  # which is massive as it is
     assert trace.events == []
 
 
 @pytest.mark.slow
-def test_a_planted_cancellation_in_a_trained_model(trained):
-    model, text = trained
-    u, amount = direction(model.config.hidden_size), 1 - 1e-5
-    block = model.layers[12]
+def test_a_planted_cancellation_in_a_trained_model(trained, text):
+    u, amount = direction(trained.config.hidden_size), 1 - 1e-5
+    block = trained.layers[12]
     cancels(block.mlp, block.post_attention_layernorm, u, amount)
-    trace = deadreckon.trace(model, batches=sequences(text, 256), tokens=2304)
+    trace = deadreckon.trace(trained, batches=sequences(text, 256), tokens=2304)
     event = the_event(trace, block=12)
     node = trace.blocks[13]
     assert node.step_ratio < 1e-2
-    assert node.relative_step_ratio == pytest.approx(
-        node.step_ratio, rel=0.5
-    )  # in units of the geometric mean no other
+    assert node.relative_step_ratio == pytest.approx(node.step_ratio, rel=0.5)  # no other direction moved
     assert (event.kind, event.cause) == ("collapsed", "branch_cancellation")
     assert event.says.startswith("layers.12.mlp writes")
-    parallel(event.direction, u, model)
+    parallel(event.direction, u, trained)
 
 
 @pytest.mark.slow
-def test_a_planted_scalar_in_a_trained_model(trained):
-    model, text = trained
-    on_output(model.layers[12], lambda x: x * 1e-4)
-    trace = deadreckon.trace(model, batches=sequences(text, 256), tokens=2304)
+def test_a_planted_scalar_in_a_trained_model(trained, text):
+    on_output(trained.layers[12], lambda x: x * 1e-4)
+    trace = deadreckon.trace(trained, batches=sequences(text, 256), tokens=2304)
     event, node = trace.events[0], trace.blocks[13]
     assert (event.block, event.kind, event.cause) == (12, "rescaled", "block_scalar")
     assert node.step_ratio == pytest.approx(1e-4, rel=0.7)  # the block's own step is between 0.3 and 1.7

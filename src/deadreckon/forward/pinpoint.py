@@ -61,12 +61,11 @@ def pinpoint(
     if not falls:
         return []
     by_index = {step.spectrum.index: step for step in steps}
-    followed = [
-        Followed(
-            fall.index, by_index[fall.index].spectrum.direction, block_equation(passes.model, row, stack, fall.index)
-        )
-        for fall in falls
-    ]
+    followed = []
+    for fall in falls:
+        direction = by_index[fall.index].spectrum.direction
+        equation = block_equation(passes.model, row, stack, fall.index, aside=direction)
+        followed.append(Followed(fall.index, direction, equation))
     tokens = TokenGroups(getattr(passes.model, "config", None), stack)
     passes.run(lambda: following(stack, followed, keep, final, tokens))
     groups = tokens.groups()

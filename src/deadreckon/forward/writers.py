@@ -66,7 +66,9 @@ class Equation:
         return self.residual <= self.tolerance and self.coefficient != 0
 
 
-def block_equation(model: nn.Module, batch: Mapping[str, Any], stack: BlockStack, index: int) -> Equation:
+def block_equation(
+    model: nn.Module, batch: Mapping[str, Any], stack: BlockStack, index: int, aside: Tensor | None = None
+) -> Equation:
     """How a block's output is made of its input and of what modules inside it put out, by least squares over one row.
 
     Of modules whose outputs say the same (a norm's input and output, a sublayer that has the stream in its output), the
@@ -77,22 +79,27 @@ def block_equation(model: nn.Module, batch: Mapping[str, Any], stack: BlockStack
         batch: keyword arguments of its forward, a row on its device.
         stack: the stream.
         index: of the block.
+        aside: unit vector of the stream that is left out, so that what becomes of it does not bend the factors and
+            the equation can be held against it.
 
     Returns:
         The equation; `solved` says whether it holds.
     """
     seen: dict[str, Tensor] = {}
+    dtype: torch.dtype | None = None
 
     def keep(name: str, stream: Tensor) -> None:
+        nonlocal dtype
+        dtype = stream.dtype if name == MADE else dtype
         seen.pop(name, None)
-        seen[name] = stream.clone()
+        seen[name] = stream.clone() if aside is None else _off(stream, aside)
 
     with torch.no_grad(), inside(stack, index, keep):
         run(model, dict(batch))
     given, made = seen.pop(GIVEN, None), seen.pop(MADE, None)
-    if given is None or made is None or given.shape != made.shape:
+    if given is None or made is None or dtype is None or given.shape != made.shape:
         return Equation(1.0, (), 1.0, 0.0)
-    tolerance = _ROUNDINGS * unit_roundoff(made.dtype)
+    tolerance = _ROUNDINGS * unit_roundoff(dtype)
     path = stack.blocks[index][0]
     best: Equation | None = None
     for depth in _DEPTHS:
@@ -102,11 +109,11 @@ def block_equation(model: nn.Module, batch: Mapping[str, Any], stack: BlockStack
             known = [given, made, *columns.values()]
             if column is not None and name.count(".") < depth and not any(_equal(column, k) for k in known):
                 columns[name] = column
-        coefficient, found, residual = _fit(made, given, columns, tolerance)
+        coefficient, found, residual = _fit(made, given, columns, unit_roundoff(dtype))
         writers = tuple(Writer(f"{path}.{_module(name)}", name, c) for name, c in found.items())
         equation = Equation(coefficient, writers, residual, tolerance)
-        # More columns always fit a little better: where none solve it, deeper ones must do so clearly.
-        if best is None or equation.solved or residual < best.residual / 2:
+        # More columns always fit a little better: unless they solve it, those nearest the block's surface stand.
+        if best is None or equation.solved or not best.writers:
             best = equation
         if best.solved:
             break
@@ -165,7 +172,7 @@ def inside(stack: BlockStack, index: int, see: Seen, names: Sequence[str] | None
 
 
 def _fit(
-    target: Tensor, start: Tensor, columns: Mapping[str, Tensor], tolerance: float
+    target: Tensor, start: Tensor, columns: Mapping[str, Tensor], roundoff: float
 ) -> tuple[float, dict[str, float], float]:
     """Coefficients of the start (0: next to none of it is in the target) and of the columns needed; what is left over.
 
@@ -175,7 +182,6 @@ def _fit(
     Returns:
         The start's coefficient, the columns' by name, and the residual relative to the target.
     """
-    size = max(1, start[..., 0].numel())
     weight = _weights(start, target).reshape(-1)
     matrix = torch.stack([(v.double().reshape(-1) * weight) for v in (start, *columns.values(), target)], 1)
     # Columns of all magnitudes, in as many numbers as there are columns: what follows works on the triangle alone.
@@ -193,11 +199,14 @@ def _fit(
     # A sublayer that has the stream in its output: what writes is the part of it that adds to the stream.
     wholes = [n for n in names if any(_module(other).startswith(f"{_module(n)}.") for other in names)]
     chosen = list(range(len(names) + 1))
-    rounding = _noise(target, solved(chosen)[1], size)
+    # Variance of the fit's rounding in one number: what is left over, or the least that one rounding leaves.
+    rounding = max(solved(chosen)[1], roundoff / 8) ** 2 / target.numel()
     for name in [*wholes, *(n for n in names if n not in wholes)]:
         fewer = [k for k in chosen if k != 1 + names.index(name)]
         left = solved(fewer)[1]
-        if (name in wholes and left <= tolerance) or left**2 <= solved(chosen)[1] ** 2 + _SCATTER * rounding:
+        if (name in wholes and left <= _ROUNDINGS * roundoff) or left**2 <= solved(chosen)[
+            1
+        ] ** 2 + _SCATTER * rounding:
             chosen = fewer
     solution, residual = solved(chosen)
     coefficient, *others = (solution * scale[chosen]).tolist()
@@ -216,9 +225,9 @@ def _inverse(scale: Tensor) -> Tensor:
     return torch.where(scale > 0, 1.0 / torch.where(scale > 0, scale, 1.0), 0.0)
 
 
-def _noise(target: Tensor, residual: float, size: int) -> float:
-    """Variance of the fit's rounding in one number, as a share of the target: what was left, or an eighth of u."""
-    return max(residual**2, (unit_roundoff(target.dtype) / 8) ** 2) / (size * target.shape[-1])
+def _off(stream: Tensor, direction: Tensor) -> Tensor:
+    rows, u = stream.double(), direction.to(stream.device, torch.float64)
+    return rows - (rows @ u)[..., None] * u
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

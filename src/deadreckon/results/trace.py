@@ -113,7 +113,7 @@ class Evidence:
         write_ratio: |what they write together| over |what was there|, along u.
         remainder: |what the block hands on, less its input and what they write| over |what was there|, along u.
         writes: the parts that add up to what the block adds.
-        unexplained_write: share of the block's whole output that they leave over on one row of the inputs.
+        unexplained_write: share of the block's output off u that they leave over, on one row of the inputs.
         scalar: factor of the block's whole output; None where there is none.
         scalar_tensor: one-element tensor of the block with that value.
         dead_coordinates: coordinates whose column fell below `collapse_ratio` of itself and of the median column.
