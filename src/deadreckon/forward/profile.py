@@ -91,20 +91,24 @@ def falls(found: Sequence[Step], collapse_ratio: float) -> list[Fall]:
     """
     events: list[Fall] = []
     rescaled: int | None = None
-    for step in found:
+    scale = 0.0  # of the stream before it was rescaled
+    for before, step in pairwise(found):
         if step.ratio is None:
             continue
         fell = step.ratio < collapse_ratio
         drowned = step.relative is not None and step.relative < collapse_ratio
         lost = step.status == AT_THE_FLOOR
         index = step.spectrum.index
+        if before.spectrum.sigma_geomean >= scale:
+            rescaled = None  # the stream has regained what it had: nothing written from here on is larger for it
         if (drowned or lost) and not fell and rescaled is not None:
             events.append(Fall(index, COLLAPSED, rescaled))
         elif (fell and drowned) or lost:
             events.append(Fall(index, COLLAPSED))
         elif fell or drowned:
             events.append(Fall(index, RESCALED))
-            rescaled = index if fell else rescaled
+            if fell:
+                rescaled, scale = index, max(scale, before.spectrum.sigma_geomean)
     return events
 
 

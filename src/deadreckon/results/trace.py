@@ -103,13 +103,17 @@ class Evidence:
     """The numbers behind an event's cause, those of the other candidates included. u is the direction after the block.
 
     Attributes:
+        step_ratio: that of the node after the block.
+        relative_step_ratio: likewise.
         before: |Xu|/sqrt(N) before the block.
         after: the same after it.
         floor: sigma_floor after it.
-        correlation: of what the block adds along u with what was there, about zero; scalars taken out.
-        write_ratio: |what the block adds| over |what was there|, along u.
+        correlation: of what the parts write along u together, with what was there, about zero: -1 is cancellation;
+            None where nothing is written. Taken, like the next two, in units of the input, a scalar taken out.
+        write_ratio: |what they write together| over |what was there|, along u.
+        remainder: |what the block hands on, less its input and what they write| over |what was there|, along u.
         writes: the parts that add up to what the block adds.
-        unexplained_write: share of the block's output that they leave over.
+        unexplained_write: share of the block's output off u that they leave over, on one row of the inputs.
         scalar: factor of the block's whole output; None where there is none.
         scalar_tensor: one-element tensor of the block with that value.
         dead_coordinates: coordinates whose column fell below `collapse_ratio` of itself and of the median column.
@@ -126,11 +130,14 @@ class Evidence:
         attributed_to: block whose rescaling is the cause of a collapse further on.
     """
 
+    step_ratio: float
+    relative_step_ratio: float | None
     before: float
     after: float
     floor: float
     correlation: float | None
-    write_ratio: float | None
+    write_ratio: float
+    remainder: float
     writes: list[Write]
     unexplained_write: float | None
     scalar: float | None
@@ -156,7 +163,7 @@ class Event:
         module: its path.
         kind: rescaled (the whole stream shrank, or grew past the direction) | collapsed (a direction was lost).
         cause: branch_cancellation | block_scalar | dead_coordinate | norm_node | token_subset | precision_floor |
-            unexplained.
+            unexplained. Where the event is attributed to an earlier one, the cause of that.
         says: the cause in words.
         direction: bottom right-singular vector after the block.
         evidence: what the cause was decided by.
