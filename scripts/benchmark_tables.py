@@ -90,10 +90,11 @@ def trace_rows(models: dict[str, Any]) -> list[list[str]]:
             below = f"{stream['ratios_below_1']} of {stream['blocks']}"
             if stream["verdict"] == "not_applicable":
                 last = stream["last"]
-                least = f"(σ_min {last['uncentred']:.1e}, about the mean {last['centred']:.1e})"
+                least = f"σ_min at the end {last['uncentred']:.1e}, about the mean {last['centred']:.1e}"
                 below = "–"
             limited = len(stream["rank_limited"]) + len(stream["at_floor"])
             unjudged = f"{limited} of {stream['blocks'] + 1} nodes" if limited else "none"
+            unjudged = "all" if stream["verdict"] == "not_applicable" else unjudged
             events = "; ".join(f"{e['kind']} at block {e['block']}: {e['cause']}" for e in stream["events"])
             fill = f"{stream['tokens_per_dimension']:.1f}"
             row = [model["model"], f"{stream['blocks']} {kind}", model["inputs"], fill, verdict, least, below]

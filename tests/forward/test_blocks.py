@@ -19,10 +19,36 @@ from deadreckon.forward.tiny import WIDTH, tiny_inputs, tiny_model
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 ROWS = json.loads(ATLAS_PATH.read_text(encoding="utf-8"))["rows"]
-SAMPLE = (
-    "albert bart bert bloom clip data2vec-audio falcon falcon_h1 gemma2 gemma3n_text glm4 gpt2 gpt_neox granitemoe "
-    "llama mamba nemotron_h olmo2 opt phi qwen3_next roberta segformer t5 vit vjepa2 whisper xlnet"
-).split()
+SAMPLE = [
+    "albert",
+    "bart",
+    "bert",
+    "bloom",
+    "clip",
+    "data2vec-audio",
+    "falcon",
+    "falcon_h1",
+    "gemma2",
+    "gemma3n_text",
+    "glm4",
+    "gpt2",
+    "gpt_neox",
+    "granitemoe",
+    "llama",
+    "mamba",
+    "nemotron_h",
+    "olmo2",
+    "opt",
+    "phi",
+    "qwen3_next",
+    "roberta",
+    "segformer",
+    "t5",
+    "vit",
+    "vjepa2",
+    "whisper",
+    "xlnet",
+]
 
 # Their blocks are no modules: four lists side by side hold the parts of all.
 NO_BLOCKS = {"flaubert", "xlm"}
