@@ -284,8 +284,13 @@ class Convolutions(nn.Module):
 
     def forward(self, values):
         for layer in self.layers:
-            values = torch.nn.functional.gelu(layer(values))
+            values = layer(values)
         return values
+
+
+def test_convolutions_that_embed_positions_are_no_second_stream():
+    model = tiny("data2vec-audio")
+    assert [stack.path for stack in find_block_stacks(model, tiny_inputs(model))] == ["encoder.layers"]
 
 
 def test_a_row_of_plain_convolutions_is_no_residual_stream():
