@@ -67,6 +67,41 @@ def _peers() -> list[list[str]]:
     return rows
 
 
+def _trace() -> list[list[str]]:
+    return trace_rows(_figures("trace_trained")["models"])
+
+
+def trace_rows(models: dict[str, Any]) -> list[list[str]]:
+    """The rows of the table of traced models.
+
+    Args:
+        models: as `benchmarks/trace_trained.py` records them.
+
+    Returns:
+        Head, rule and one row a stream.
+    """
+    heads = ["model", "stream", "inputs", "N/d", "verdict", "smallest ratio", "blocks below 1", "not judged", "events"]
+    rows = [heads, ["---"] * len(heads)]
+    for model in models.values():
+        for stream in model["streams"]:
+            kind = "blocks" if stream["stream"] == "final" else stream["stream"]
+            ratio, verdict = stream["smallest_ratio"], stream["verdict"].replace("_", " ")
+            least = "–" if ratio is None else f"{ratio:.2f} at block {stream['smallest_ratio_block']}"
+            below = f"{stream['ratios_below_1']} of {stream['blocks']}"
+            if stream["verdict"] == "not_applicable":
+                last = stream["last"]
+                least = f"σ_min at the end {last['uncentred']:.1e}, about the mean {last['centred']:.1e}"
+                below = "–"
+            limited = len(stream["rank_limited"]) + len(stream["at_floor"])
+            unjudged = f"{limited} of {stream['blocks'] + 1} nodes" if limited else "none"
+            unjudged = "all" if stream["verdict"] == "not_applicable" else unjudged
+            events = "; ".join(f"{e['kind']} at block {e['block']}: {e['cause']}" for e in stream["events"])
+            fill = f"{stream['tokens_per_dimension']:.1f}"
+            row = [model["model"], f"{stream['blocks']} {kind}", model["inputs"], fill, verdict, least, below]
+            rows.append([*row, unjudged, events or "none"])
+    return rows
+
+
 def _trace_large() -> list[list[str]]:
     rows = [["model", "stream", "d", "N/d", "verdict", "smallest step ratio", "with building", "peak memory"]]
     rows.append(["---"] * len(rows[0]))
@@ -98,5 +133,6 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "engine": _engine,
     "host": _host,
     "peers": _peers,
+    "trace": _trace,
     "trace_large": _trace_large,
 }

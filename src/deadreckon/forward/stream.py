@@ -76,7 +76,8 @@ def kept(stream: Tensor, keep: Tensor | None) -> Tensor:
 
     Args:
         stream: any leading dimensions.
-        keep: bool, as many entries as the stream has positions; None for all.
+        keep: bool, as many entries as the stream has positions; None for all. Where a position has several vectors,
+            they lie side by side.
 
     Returns:
         The rows.
@@ -87,9 +88,10 @@ def kept(stream: Tensor, keep: Tensor | None) -> Tensor:
     rows = stream.reshape(-1, stream.shape[-1])
     if keep is None:
         return rows
-    if keep.numel() != len(rows):
+    if len(rows) % keep.numel():
         raise UsageError(f"a mask of {keep.numel()} positions does not fit a stream of {len(rows)}: give one that does")
-    return rows[keep.flatten().to(stream.device)]
+    together = rows.reshape(keep.numel(), -1, rows.shape[-1])
+    return together[keep.flatten().to(stream.device)].flatten(0, 1)
 
 
 @dataclass(frozen=True)
