@@ -34,7 +34,7 @@ from benchmark_tables import table
 
 from deadreckon.checkpoint.zoo import zoo_names
 from deadreckon.cli.main import main as deadreckon_main
-from deadreckon.results import measurement, reading
+from deadreckon.results import measurement, reading, trace
 from deadreckon.results.schema import RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -131,7 +131,7 @@ def _output(command: str, old: str, fast: bool) -> str:
 
 
 def _keys(name: str, _old: str, _fast: bool) -> str:
-    record = getattr(measurement, name, None) or getattr(reading, name)
+    record = next(getattr(module, name) for module in (measurement, reading, trace) if hasattr(module, name))
     meanings = attributes(record)
     rows = [(f"`{field.name}`", _type(field.type), _cell(meanings.get(field.name, ""))) for field in _fields(record)]
     return "\n".join(["| key | type | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])

@@ -45,7 +45,7 @@ def test_json_and_the_files_that_were_asked_for(called, model, tmp_path):
     assert json.loads(out.read_text()) == record
     assert [node["index"] for node in record["blocks"]] == [-1, 0, 1, 2, 3]
     assert record["verdict"] in {"preserved", "eased"}
-    assert record["tokens"] == 4 * WIDTH
+    assert record["tokens"] == 8 * WIDTH
     assert record["files"]
     assert load_file(vectors)["directions"].shape == (5, 2, WIDTH)
 

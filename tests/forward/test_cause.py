@@ -1,9 +1,9 @@
 """The rules that name a cause, from numbers alone, where no module is needed to tell them apart."""
 
 from deadreckon.forward.cause import cause
-from deadreckon.results.trace import Evidence
+from deadreckon.results.trace import StreamEvidence
 
-PLAIN = Evidence(
+PLAIN = StreamEvidence(
     step_ratio=1e-3, relative_step_ratio=1e-3, before=1.0, after=1e-3, floor=1e-9, correlation=-1.0, write_ratio=1.0,
     remainder=0.0, writes=[], unexplained_write=0.0, scalar=None, scalar_tensor=None, dead_coordinates=[],
     dead_weight=0.0, norm_alignment=None, tokens=[], carriers=None, parameter_bound=None, survives_to=0, last=0.0,
@@ -12,7 +12,7 @@ PLAIN = Evidence(
 
 
 def named(**changes):
-    return cause(Evidence(**{**vars(PLAIN), **changes}), 0.1)[0]
+    return cause(StreamEvidence(**{**vars(PLAIN), **changes}), 0.1)[0]
 
 
 def test_a_scalar_is_the_cause_only_where_nothing_falls_without_it():

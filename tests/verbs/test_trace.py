@@ -14,6 +14,7 @@ from deadreckon.results.trace import Trace
 from deadreckon.verbs.trace import trace
 
 ROWS, LENGTH = 40, 12
+TOKENS = 4 * WIDTH
 
 
 def inputs(seed=1, rows=ROWS):
@@ -42,11 +43,11 @@ def hidden_states(model, **given):
 @pytest.mark.parametrize("family", ["gpt_neox", "llama", "gpt2", "olmo2", "gemma2"])
 def test_the_profile_is_that_of_the_hidden_states(family):
     model = tiny_model(family).eval()
-    found = trace(model, batches=[inputs()])
+    found = trace(model, tokens=TOKENS, batches=[inputs()])
     assert [node.index for node in found.blocks] == list(range(-1, 4))
-    assert (found.tokens, found.hidden_size, found.role) == (4 * WIDTH, WIDTH, "final")
-    # 4 d of the tokens are taken: the first rows and a part of one more.
-    taken = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) < 4 * WIDTH
+    assert (found.tokens, found.hidden_size, found.role) == (TOKENS, WIDTH, "final")
+    # The first rows are taken, and a part of one more.
+    taken = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) < TOKENS
     expected = [singular_values(hidden, taken) for hidden in hidden_states(model, **inputs())]
     for node, sigma in zip(found.blocks, expected, strict=True):
         assert node.sigma_min == pytest.approx(float(sigma[-1]), rel=1e-5, abs=node.sigma_floor)

@@ -13,7 +13,7 @@ from deadreckon.cli.output import emit, model_argument, output_options, progress
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from deadreckon.results.trace import Event, Evidence, Stream, Trace
+    from deadreckon.results.trace import Event, Stream, StreamEvidence, Trace
 
 COLLAPSED = 1
 _BARS = "▁▂▃▄▅▆▇█"
@@ -50,7 +50,7 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 
 @click.command(epilog="A trace of the stream, not that of a matrix. Exit code 1: a direction is lost.")
 @model_argument
-@click.option("--tokens", type=click.IntRange(min=1), help="Tokens to take.  [default: 4 d]")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens to take.  [default: 8 d]")
 @input_options
 @click.option("--blocks", metavar="0,5,10-20", callback=_blocks, help="Blocks to trace.  [default: all]")
 @click.option("--blocks-path", metavar="PATH", help="Module path of the list of blocks, if another is meant.")
@@ -139,13 +139,14 @@ def _event(event: Event) -> list[str]:
     ]
 
 
-def _evidence(found: Evidence) -> list[str]:
+def _evidence(found: StreamEvidence) -> list[str]:
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:.3g}"
 
     lines = [
         f"along it {number(found.before)} before, {number(found.after)} after, floor {number(found.floor)}; "
-        f"what is written correlates {number(found.correlation)} at {number(found.write_ratio)} times the size"
+        f"its parts write {number(found.write_ratio)} times that, correlation {number(found.correlation)}, and leave "
+        f"{number(found.remainder)} unaccounted for"
     ]
     lines += [
         f"{write.module} cancels {write.share:.2f} of it (correlation {write.correlation:.2f})"

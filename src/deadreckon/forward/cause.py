@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from deadreckon.forward.precision import AT_FLOOR
-from deadreckon.results.trace import Evidence, TokenGroup
+from deadreckon.results.trace import StreamEvidence, TokenGroup
 
 _MOST = 0.99  # share that counts as all of it
 _FEW = 0.5  # share of the tokens up to which they are a part of them, and the others the rule
@@ -14,7 +14,7 @@ _CANCELS = -0.9  # correlation from which a write counts as the negative of what
 _NAMED = 8
 
 
-def cause(found: Evidence, collapse_ratio: float) -> tuple[str, str]:
+def cause(found: StreamEvidence, collapse_ratio: float) -> tuple[str, str]:
     """The first cause, from the most particular to the most general, that the numbers bear out.
 
     Args:
@@ -30,7 +30,7 @@ def cause(found: Evidence, collapse_ratio: float) -> tuple[str, str]:
     return "unexplained", _unexplained(found, collapse_ratio)
 
 
-def _block_scalar(found: Evidence, collapse_ratio: float) -> str | None:
+def _block_scalar(found: StreamEvidence, collapse_ratio: float) -> str | None:
     """Without the scalar the step would be none to report."""
     if found.scalar is None or found.step_ratio < collapse_ratio * abs(found.scalar):
         return None
@@ -39,14 +39,14 @@ def _block_scalar(found: Evidence, collapse_ratio: float) -> str | None:
     return f"{found.scalar_tensor or 'a factor of its output'} multiplies the whole stream by {found.scalar:.3g}"
 
 
-def _norm_node(found: Evidence, _: float) -> str | None:
+def _norm_node(found: StreamEvidence, _: float) -> str | None:
     """The block's output is a norm's, and the direction is that norm's kernel."""
     if found.norm_alignment is None or found.norm_alignment < _MOST:
         return None
     return "the block ends in a norm, and this is its dead direction"
 
 
-def _precision_floor(found: Evidence, _: float) -> str | None:
+def _precision_floor(found: StreamEvidence, _: float) -> str | None:
     """What the direction held before is no more than what rounding makes of it now."""
     rounding = math.sqrt(AT_FLOOR) * found.floor  # AT_FLOOR is a factor between variances
     if max(found.before, found.after) > rounding:
@@ -54,7 +54,7 @@ def _precision_floor(found: Evidence, _: float) -> str | None:
     return f"the direction held {found.before:.2g}, and the stream now rounds to {found.floor:.2g}"
 
 
-def _dead_coordinate(found: Evidence, _: float) -> str | None:
+def _dead_coordinate(found: StreamEvidence, _: float) -> str | None:
     """The direction lies in the columns that fell."""
     if not found.dead_coordinates or found.dead_weight < _MOST:
         return None
@@ -63,7 +63,7 @@ def _dead_coordinate(found: Evidence, _: float) -> str | None:
     return f"coordinate{'s' if many > 1 else ''} {names} of the stream {'are' if many > 1 else 'is'} dead from here on"
 
 
-def _token_subset(found: Evidence, collapse_ratio: float) -> str | None:
+def _token_subset(found: StreamEvidence, collapse_ratio: float) -> str | None:
     """Few tokens carried it, and on the others it does not fall: they had as little before."""
     modalities = [group for group in found.tokens if not group.group.startswith("position")]
     places = sorted((g for g in found.tokens if g not in modalities), key=lambda group: -group.before)
@@ -77,14 +77,14 @@ def _token_subset(found: Evidence, collapse_ratio: float) -> str | None:
     return None
 
 
-def _branch_cancellation(found: Evidence, collapse_ratio: float) -> str | None:
+def _branch_cancellation(found: StreamEvidence, collapse_ratio: float) -> str | None:
     """What the parts write is the negative of what was there, and nothing else is needed to explain what is left."""
     if found.correlation is None or found.correlation > _CANCELS or found.remainder > collapse_ratio:
         return None
     return f"{_cancelling(found, collapse_ratio)} the negative of what the direction held"
 
 
-_RULES: Sequence[tuple[str, Callable[[Evidence, float], str | None]]] = (
+_RULES: Sequence[tuple[str, Callable[[StreamEvidence, float], str | None]]] = (
     ("block_scalar", _block_scalar),
     ("norm_node", _norm_node),
     ("precision_floor", _precision_floor),
@@ -94,7 +94,7 @@ _RULES: Sequence[tuple[str, Callable[[Evidence, float], str | None]]] = (
 )
 
 
-def _unexplained(found: Evidence, collapse_ratio: float) -> str:
+def _unexplained(found: StreamEvidence, collapse_ratio: float) -> str:
     if found.step_ratio >= collapse_ratio:
         return "the other directions grew past this one"
     if found.remainder > collapse_ratio:
@@ -102,7 +102,7 @@ def _unexplained(found: Evidence, collapse_ratio: float) -> str:
     return "no candidate explains it: see their numbers"
 
 
-def _cancelling(found: Evidence, collapse_ratio: float) -> str:
+def _cancelling(found: StreamEvidence, collapse_ratio: float) -> str:
     """The fewest parts that leave less than the collapse ratio of it, and their verb."""
     named: list[str] = []
     share = 0.0
@@ -114,7 +114,7 @@ def _cancelling(found: Evidence, collapse_ratio: float) -> str:
     return f"{' and '.join(named)} write{'' if len(named) > 1 else 's'}"
 
 
-def _and_cancelled(found: Evidence, collapse_ratio: float) -> str:
+def _and_cancelled(found: StreamEvidence, collapse_ratio: float) -> str:
     says = _branch_cancellation(found, collapse_ratio)
     return "" if says is None else f"; {says}"
 

@@ -21,7 +21,7 @@ from deadreckon.forward.profile import Fall, Step
 from deadreckon.forward.token_groups import TokenGroups
 from deadreckon.forward.writers import GIVEN, MADE, block_equation
 from deadreckon.kernel.subspace import DeadSubspace
-from deadreckon.results.trace import Coordinate, Event, Evidence, StreamDirection, TokenGroup, Write
+from deadreckon.results.trace import Coordinate, Event, StreamDirection, StreamEvidence, TokenGroup, Write
 
 _TOP = 8  # coordinates of a direction that are named
 _LISTED = 256  # dead coordinates that are listed
@@ -97,7 +97,7 @@ def _evidence(
     groups: Mapping[str, Tensor],
     bounds: Tensor | None,
     collapse_ratio: float,
-) -> Evidence:
+) -> StreamEvidence:
     """The numbers of all candidates."""
     equation, index = each.equation, each.index
     before, given, made = (each.along(name) for name in (BEFORE, GIVEN, MADE))
@@ -114,7 +114,7 @@ def _evidence(
     together = sum((along for _, along in written.values()), torch.zeros_like(before))
     dead, weight = _dead_coordinates(each, collapse_ratio)
     level = {node: (square / count) ** 0.5 for node, square in sorted(each.squares.items())}
-    return Evidence(
+    return StreamEvidence(
         step_ratio=step.ratio or 0.0,
         relative_step_ratio=step.relative,
         before=held,

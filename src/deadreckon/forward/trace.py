@@ -28,7 +28,7 @@ from deadreckon.forward.stream_bound import stream_of_module
 from deadreckon.kernel.stream_bound import NoBound
 from deadreckon.results.trace import Event
 
-_TOKENS_PER_DIMENSION = 4
+_TOKENS_PER_DIMENSION = 8
 _SHARE = 3  # of the free memory, one part in so many goes to Grams
 
 
@@ -73,7 +73,7 @@ def trace_streams(
     Args:
         model: in evaluation mode.
         calibration: its inputs.
-        tokens: N of the main stream; None: 4 d.
+        tokens: N of the main stream; None: 8 d.
         batch_size: rows a forward at most.
         blocks: indices of the blocks to trace; None for all.
         blocks_path: the list of blocks, where it is not to be found.

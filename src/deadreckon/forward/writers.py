@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deadreckon.forward.anatomy import run
-from deadreckon.forward.blocks import BlockStack, stream_tensor
+from deadreckon.forward.blocks import BlockStack
 from deadreckon.forward.precision import unit_roundoff
 
 _DEPTHS = (1, 2, 3)  # how deep inside a block its writers may sit
@@ -140,7 +140,7 @@ def inside(stack: BlockStack, index: int, see: Seen, names: Sequence[str] | None
     calls: dict[str, int] = {}
 
     def show(name: str, values: Any) -> None:
-        if ended % places == place and (stream := stream_tensor(values, stack.hidden_size)) is not None:
+        if ended % places == place and (stream := stack.stream(values)) is not None:
             see(name, stream)
 
     def enters(_: nn.Module, args: Any, kwargs: Any) -> None:

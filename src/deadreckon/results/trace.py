@@ -99,7 +99,7 @@ class TokenGroup:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class StreamEvidence:
     """The numbers behind an event's cause, those of the other candidates included. u is the direction after the block.
 
     Attributes:
@@ -175,7 +175,7 @@ class Event:
     cause: str
     says: str
     direction: StreamDirection
-    evidence: Evidence
+    evidence: StreamEvidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ class Stream:
     """One residual stream.
 
     Attributes:
-        role: final (the only one) | decoder | encoder | vision | audio.
+        role: final | decoder (the main one of an encoder-decoder, or one beside the main) | encoder | vision | audio.
         blocks_path: module path of its list of blocks.
         hidden_size: d.
         tokens: N.

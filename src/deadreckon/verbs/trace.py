@@ -58,7 +58,7 @@ def trace(
     Args:
         model: a MODEL name (directory, file, ``random:NAME``, ``demo:NAME``) or a loaded module, which is left as it
             was.
-        tokens: how many unmasked tokens of the main stream to take; by default 4 d. At least d.
+        tokens: how many unmasked tokens of the main stream to take; by default 8 d. At least d.
         batches: the caller's own keyword inputs, e.g. a DataLoader; by default `data` decides.
         seed: seed of random weights and inputs.
         data: ``text``, ``images``, ``audio``, ``random`` or ``auto``: what files were given, else text where the model
