@@ -196,6 +196,19 @@ def test_a_smallest_value_that_the_search_missed_is_not_proven():
     assert smallest_eigenvalue(made, largest=truth[-1:]).proven
 
 
+def test_a_close_bound_that_does_not_hold_is_not_claimed():
+    """The missed value is within the wide bound and not within the close one."""
+    truth = torch.cat([row(1.98e-2, 2e-2), bulk(298)])
+    start = torch.randn(300, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start[0] = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("deadreckon.forward.smallest.first_block", lambda *_: start[None])
+        found = smallest_eigenvalue(torch.diag(truth)[None], largest=truth[-1:], tolerance=1e-3)
+    assert found.proven
+    assert float(found.value) == pytest.approx(2e-2, rel=1e-6)
+    assert float(found.value - found.error) <= 1.98e-2
+
+
 @pytest.mark.parametrize("missed", [0, 2, 5])
 @pytest.mark.parametrize("name", ["five within 1e-6", "massive top", "noise, four tokens a dimension"])
 def test_an_omission_is_seen(name, missed):
