@@ -148,7 +148,7 @@ def dead_parameters(anatomy: Anatomy, norms: Mapping[str, Norm]) -> DeadParamete
 
 
 def _of_norm(anatomy: Anatomy, live: LiveNorm) -> Iterator[Family]:
-    site, zeros = live.site, live.norm.hidden_size - np.count_nonzero(live.norm.gain)
+    site, zeros = live.site, live.norm.hidden_size - int(np.count_nonzero(live.norm.gain))
     for reader in site.readers:
         if reader.free:
             reason = "zero_gains" if zeros else "reader_without_beta" if reader.bias is None else "reader_with_bias"
