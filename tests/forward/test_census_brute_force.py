@@ -460,17 +460,93 @@ def undone(model, parameters, vectors):
         yield float((ends[0] - ends[1]).abs().max()) / 2e-5 > 1e-7
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+FAST = {"neox parallel untied", "bert tied", "llama untied", "gpt2 two zero gains"}
+RANKED = [case if case.name in FAST else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
+
+
+@pytest.mark.parametrize("case", RANKED, ids=str)
 def test_the_census_and_the_other_symmetries_are_all_that_is_dead(case):
     model, anatomy, parameters, census = build(case)
     found, values = jacobian_rank(model, parameters)
+    assert values[found - 1] > 1e3 * values[found]  # the rank is read off a gap, not off a threshold
     deficiency = anatomy.parameters - found
     directions = [flat(parameters, d) for d in census_directions(census, parameters)]
     assert rank(directions) == census.dimensions == len(directions)
     assert deficiency >= census.dimensions
     others = [flat(parameters, step) for _, step in other_symmetries(case, model, parameters)]
-    assert sum(bool(moved) for moved in undone(model, parameters, others)) == 0
-    print(case, "P", anatomy.parameters, "deficiency", deficiency, "census", census.dimensions,
-          "union", rank(directions + others), "gap", values[found - 1] / values[min(found, len(values) - 1)],
-          {k: v for k, v in census.by_reason.items() if v})  # fmt: skip
+    assert not any(undone(model, parameters, others))
     assert deficiency == rank(directions + others)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [CASES[1], CASES[10]], ids=str)
+def test_the_rank_has_stopped_growing(case):
+    model, _, parameters, _ = build(case)
+    ranks = [jacobian_rank(model, parameters, contexts)[0] for contexts in (4, 60, CONTEXTS)]
+    assert ranks[0] < ranks[1] == ranks[2]
+
+
+def tensors_of(parameters):
+    return lambda name: parameters[name].numpy()
+
+
+def change(model, parameters, step, scale=1.0):
+    moved = {n: p + scale * torch.as_tensor(step[n]) if n in step else p for n, p in parameters.items()}
+    return float((log_probabilities(model, moved, 8) - log_probabilities(model, parameters, 8)).abs().max())
+
+
+def rounding(model, parameters, step):
+    """How far rounding may move the outputs: what entries wrong by 64 roundings each (a few sums of a few dozen terms)
+    do, measured with a wrong that is 1e-9 and scaled down."""
+    generator = torch.Generator().manual_seed(3)
+    moved = {n: p + torch.as_tensor(step[n]) if n in step else p for n, p in parameters.items()}
+    wrong = {
+        n: (p.abs().max() + torch.as_tensor(step.get(n, torch.zeros(1))).abs().max())
+        * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+        for n, p in parameters.items()
+    }
+    return change(model, moved, wrong, 1e-9) / 1e-9 * 64 * np.finfo(float).eps
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1.0, 10.0])
+@pytest.mark.parametrize("case", RANKED, ids=str)
+def test_every_family_is_dead_at_any_distance(case, factor, built):
+    model, _, parameters, census = built(case)
+    for family in census.families:
+        size = factor * float(parameters[family.tensor].norm() or 1.0)
+        for index in {0, family.dimensions // 2, family.dimensions - 1}:
+            step = family.step(index, size, tensors_of(parameters))
+            assert max(np.abs(d).max() for d in step.values()) > 0
+            assert change(model, parameters, step) <= rounding(model, parameters, step), (family.reason, family.tensor)
+
+
+@pytest.mark.parametrize("case", RANKED, ids=str)
+def test_steps_that_leave_a_part_out_are_seen(case, built):
+    """Each step that moves several tensors is alive without any one of them; a weight moved by other rows is too."""
+    model, _, parameters, census = built(case)
+    for family in census.families:
+        last = family.dimensions - 1 if family.reason == "embedding_mean" else 0  # OPT's first positions are unused
+        step = family.step(last, 1.0, tensors_of(parameters))
+        if family.reason in {"joint_weight_beta", "gain_scaling", "reader_with_bias"} and len(step) > 1:
+            for name in step:
+                left = {n: d for n, d in step.items() if n != name}
+                # A key without rotary positions is shifted unseen: its own bias is no loss.
+                keyed = "key" in name or "k_proj" in name
+                if np.abs(step[name]).max() > 1e-6 and not keyed:
+                    assert change(model, parameters, left) > 1e3 * rounding(model, parameters, left), (family, name)
+        generator = np.random.default_rng(0)
+        noise = {n: d * generator.choice([0.3, 1.7], d.shape) for n, d in step.items()}
+        if family.reason in {"writer_mean", "embedding_mean", "softmax_shift"}:
+            assert change(model, parameters, noise) > 1e3 * rounding(model, parameters, noise), family.reason
+
+
+@pytest.fixture(scope="module")
+def built():
+    models = {}
+
+    def get(case):
+        if case.name not in models:
+            models[case.name] = build(case)
+        return models[case.name]
+
+    return get

@@ -28,7 +28,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 _INDEXED = re.compile(r"(?P<list>.*?)\.(?P<index>\d+|\*|\{i(?:[+-]\d+)?\})\.(?P<rest>.*)")
 
 
-def anatomy_of(model_type: Any, class_name: str | None, config: Mapping[str, Any], shapes: Shapes, where: str) -> Anatomy:
+# What files hold besides parameters: position numbers, causal masks, rotary tables.
+_BUFFER = re.compile(r".*(position_ids|inv_freq|masked_bias|attn\.bias|attention\.bias|token_type_ids)")
+
+
+def anatomy_of(
+    model_type: Any, class_name: str | None, config: Mapping[str, Any], shapes: Shapes, where: str
+) -> Anatomy:
     """The anatomy of a model from the names and shapes of its tensors.
 
     Args:
@@ -61,6 +67,11 @@ def anatomy_of(model_type: Any, class_name: str | None, config: Mapping[str, Any
             "which is not there; the file is incomplete, or a setting changes the model"
         )
     row, names = found[0]
+    if stray := _strays(row, rows, names, shapes):
+        raise UsageError(
+            f"{where}: no anatomy known for a {model_type} that has {stray[0]}, which a {row['class']} has not; "
+            "a setting changes the model"
+        )
     return _renamed(decode(row, {plain: shapes[name] for plain, name in names.items()}), names)
 
 
@@ -158,12 +169,13 @@ def decode(row: Mapping[str, Any], shapes: Shapes) -> Anatomy:
 
 def _norm_fact(site: NormSite) -> list[Any]:
     readers = [[r.weight, r.bias, r.input_first, r.free] for r in site.readers]
-    return [site.name, site.kind, site.gain, site.shift, site.offset, site.groups, site.closed, site.mean_closed, readers]
+    own = [site.name, site.kind, site.gain, site.shift, site.offset, site.groups, site.closed, site.mean_closed]
+    return [*own, readers]
 
 
 def _site(fact: list[Any], shapes: Shapes) -> NormSite:
     name, kind, gain, shift, offset, groups, closed, mean_closed, readers = fact
-    reads = tuple(Reader(*reader) for reader in readers)
+    reads = tuple(sorted((Reader(*reader) for reader in readers), key=lambda reader: reader.weight))
     width = shapes[gain][0] if gain else shapes[reads[0].weight][0 if reads[0].input_first else -1]
     return NormSite(name, kind, gain, shift, width, offset, groups, reads, closed, mean_closed)
 
@@ -270,15 +282,30 @@ def _spellings(row: Mapping[str, Any], shapes: Shapes) -> dict[str, str]:
     return own
 
 
+def _strays(row: Mapping[str, Any], rows: list[Any], names: Mapping[str, str], shapes: Shapes) -> list[str]:
+    """Tensors inside the base model that the class does not have: neither buffers, nor ties, nor another class's."""
+    used = set(names.values())
+    own = _spellings(row, shapes)
+    counts = _counts(dict.fromkeys(own, ()), shortest=1)
+    known = {name for other in rows for name in _expected(other, counts)}
+    known |= {f"{row['base']}.{name}" for name in known} | {name.removeprefix(f"{row['base']}.") for name in known}
+    strays = [
+        plain
+        for plain, name in own.items()
+        if name not in used and plain not in row["ties"] and plain not in known and not _BUFFER.fullmatch(plain)
+    ]
+    return [name for name in strays if not row["base"] or name.startswith(f"{row['base']}.")]
+
+
 def _missing(row: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
     own = _spellings(row, shapes)
-    return (name for name in _expected(row, _counts({n: () for n in own}, shortest=1)) if name not in own)
+    return (name for name in _expected(row, _counts(dict.fromkeys(own, ()), shortest=1)) if name not in own)
 
 
 def _matched(row: Mapping[str, Any], shapes: Shapes) -> dict[str, str] | None:
     """The class's own name -> the tensor's, of every parameter; None where one is missing."""
     own = _spellings(row, shapes)
-    expected = list(_expected(row, _counts({n: () for n in own}, shortest=1)))
+    expected = list(_expected(row, _counts(dict.fromkeys(own, ()), shortest=1)))
     return {name: own[name] for name in expected} if all(name in own for name in expected) else None
 
 

@@ -23,7 +23,7 @@ from deadreckon.checkpoint.zoo import zoo_entry, zoo_names
 from deadreckon.errors import DeadreckonError, InputError
 from deadreckon.forward.anatomy_watch import watch_anatomy
 from deadreckon.forward.config_keys import leaves
-from deadreckon.forward.tiny import head_class, tiny_inputs, tiny_model
+from deadreckon.forward.tiny import LAYERS, head_class, tiny_inputs, tiny_model
 
 COVERED = (
     "albert", "bert", "bloom", "dinov2", "distilbert", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo",
@@ -32,7 +32,7 @@ COVERED = (
 )  # fmt: skip
 
 # Settings that move norms, biases and ties; the others change what is between a reader and a writer.
-_SETTINGS = re.compile(r"tie_word_embeddings|.*(norm|residual|bias|parallel|multi_query|decoder_architecture|alibi).*")
+_SETTINGS = re.compile(r"tie_word_embeddings|.*(norm|residual|bias|parallel|multi_query|decoder_architecture|alibi|swiglu).*")
 
 
 def build_rows(model_type: str) -> Iterator[dict[str, Any]]:
@@ -48,20 +48,27 @@ def build_rows(model_type: str) -> Iterator[dict[str, Any]]:
         if head and head_class(model_type) is None:
             continue
         first = tiny_model(model_type, head=head).config
+        deep = _deep_enough(first)
         defaults = {key: value for key, value in leaves(first) if isinstance(value, bool) and _SETTINGS.fullmatch(key)}
         if head and hasattr(first, "tie_word_embeddings"):
             defaults["tie_word_embeddings"] = bool(first.tie_word_embeddings)
-        plain = _row(model_type, head, {})
+        plain = _row(model_type, head, deep)
         matter = [
             key
             for key, value in defaults.items()
-            if (changed := _row(model_type, head, {key: not value})) is not None and changed != plain
+            if (changed := _row(model_type, head, {**deep, key: not value})) is not None and changed != plain
         ]
         for values in itertools.product((False, True), repeat=len(matter)):
             settings = dict(zip(matter, values, strict=True))
-            row = _row(model_type, head, {k: v for k, v in settings.items() if v != defaults[k]})
+            row = _row(model_type, head, {**deep, **{k: v for k, v in settings.items() if v != defaults[k]}})
             if row is not None:
                 yield {**row, "when": {key: [value, defaults[key]] for key, value in settings.items()}}
+
+
+def _deep_enough(config: Any) -> dict[str, int]:
+    """What makes a tiny model deep enough to tell the blocks in the middle from the ends."""
+    key = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
+    return {key: LAYERS} if getattr(config, key, LAYERS) < LAYERS else {}
 
 
 def _row(model_type: str, head: bool, overrides: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -104,7 +111,7 @@ def build_shapes(names: Sequence[str]) -> dict[str, Any]:
             model = getattr(transformers, entry.model_class)(config)
         shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
         counts = _counts(shapes)
-        tensors = {}
+        tensors: dict[str, tuple[int, ...]] = {}
         for pattern in _folded(shapes, counts):
             members = [pattern.replace(".*.", f".{i}.", 1) for i in range(counts.get(pattern.partition(".*.")[0], 1))]
             alike = len({shapes[m] for m in members if m in shapes}) == 1

@@ -182,7 +182,8 @@ class _Watcher:
 
     def _site(self, path: str, probe: NormProbe, maps: list[_Map]) -> NormSite | None:
         made = [m for _, m in self.calls.get(path, ()) if m is not None]
-        fed = [m for m in maps if m.linear and made and all(any(_part(g, y) for y in made) for g in m.given)]
+        ordered = sorted(maps, key=lambda m: m.weight)
+        fed = [m for m in ordered if m.linear and made and all(any(_part(g, y) for y in made) for g in m.given)]
         gain, shift = (
             self.names.get(f"{path}.{leaf}") if leaf else None for leaf in (probe.gain_name, probe.shift_name)
         )
