@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from deadreckon.forward.anatomy_watch import watch_anatomy
 from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.stacks import redraw
-from deadreckon.forward.tiny import tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_model
 from deadreckon.kernel.census import REASONS, dead_parameters
 from deadreckon.kernel.norm import Norm, norm_kind
 
@@ -173,7 +173,9 @@ CASES = [
     Case("gpt2 untied", "gpt2", GPT2, {"tie_word_embeddings": False}),
     Case("gpt2 two zero gains", "gpt2", GPT2, {"tie_word_embeddings": False}, zero_gains=2),
     Case("neox parallel untied", "gpt_neox", NEOX, ROTARY),
-    Case("neox sequential untied", "gpt_neox", replace(NEOX, parallel=False), {**ROTARY, "use_parallel_residual": False}),
+    Case(
+        "neox sequential untied", "gpt_neox", replace(NEOX, parallel=False), {**ROTARY, "use_parallel_residual": False}
+    ),
     Case("neox parallel tied", "gpt_neox", NEOX, {**ROTARY, "tie_word_embeddings": True}),
     Case("opt tied", "opt", OPT),
     Case("opt untied", "opt", OPT, {"tie_word_embeddings": False}),
@@ -203,7 +205,7 @@ def in_double(monkeypatch):
 
 
 def build(case):
-    known = {n for n in SIZES}
+    known = set(SIZES)
     from transformers import CONFIG_MAPPING
 
     fields = CONFIG_MAPPING[case.model_type].__dataclass_fields__
@@ -262,9 +264,7 @@ def jacobian_rank(model, parameters, contexts=CONTEXTS):
 
 
 def flat(parameters, step):
-    return np.concatenate(
-        [np.asarray(step.get(n, np.zeros(tuple(p.shape)))).ravel() for n, p in parameters.items()]
-    )
+    return np.concatenate([np.asarray(step.get(n, np.zeros(tuple(p.shape)))).ravel() for n, p in parameters.items()])
 
 
 def census_directions(census, parameters):
@@ -279,7 +279,7 @@ def other_symmetries(case, model, parameters):
 
     def rows_step(part, i, delta):  # delta: (rows, in)
         name = part.weight.format(i=i)
-        plain = np.zeros((get[name].shape[::-1] if part.input_first else get[name].shape))
+        plain = np.zeros(get[name].shape[::-1] if part.input_first else get[name].shape)
         plain[part.rows] += delta
         return name, plain.T if part.input_first else plain
 
@@ -338,8 +338,9 @@ def other_symmetries(case, model, parameters):
                 yield "key bias", merged(bias_step(shape.k, i, unit))
         if shape.v.bias and shape.o.bias:
             for unit in np.eye(WIDTH):
-                yield "value bias", merged(
-                    bias_step(shape.v, i, unit), bias_step(shape.o, i, -rows_of(shape.o, i) @ unit)
+                yield (
+                    "value bias",
+                    merged(bias_step(shape.v, i, unit), bias_step(shape.o, i, -rows_of(shape.o, i) @ unit)),
                 )
         if shape.parallel and shape.o.bias:
             for unit in np.eye(WIDTH):
@@ -404,7 +405,9 @@ def _rotations(case, model, get, rows_step, rows_of, bias_step, merged):
     hidden = np.linalg.svd(seen)[2][np.linalg.matrix_rank(seen) :].T
     hidden = flat @ hidden
     conditions = np.array([(seen @ turn @ hidden).ravel() for turn in turns])
-    weights = np.linalg.svd(conditions.T)[2][np.linalg.matrix_rank(conditions) :] if case.zero_gains else np.eye(len(turns))
+    weights = (
+        np.linalg.svd(conditions.T)[2][np.linalg.matrix_rank(conditions) :] if case.zero_gains else np.eye(len(turns))
+    )
     for weight in weights:
         turn = np.tensordot(weight, np.array(turns), 1)
         pairs = [(name, get[name] @ turn.T) for name in case.shape.embed]
@@ -454,7 +457,9 @@ def undone(model, parameters, vectors):
     for vector in vectors:
         ends = []
         for size in (1e-5, -1e-5):
-            pieces = torch.from_numpy(size * vector / np.linalg.norm(vector)).split([p.numel() for p in parameters.values()])
+            pieces = torch.from_numpy(size * vector / np.linalg.norm(vector)).split(
+                [p.numel() for p in parameters.values()]
+            )
             moved = {n: p + d.view(p.shape) for (n, p), d in zip(parameters.items(), pieces, strict=True)}
             ends.append(log_probabilities(model, moved, 8))
         yield float((ends[0] - ends[1]).abs().max()) / 2e-5 > 1e-7

@@ -23,9 +23,7 @@ _SHOWN = 6
 @model_argument
 @click.option("--emit", "direction", metavar="FAMILY:INDEX", help="One dead direction by tensor, for --save.")
 @output_options
-def census(
-    model: str, direction: str | None, as_json: bool, out: Path | None, save: Path | None, quiet: bool
-) -> None:
+def census(model: str, direction: str | None, as_json: bool, out: Path | None, save: Path | None, quiet: bool) -> None:
     """Exactly dead parameter dimensions of MODEL, from shapes, ties and norms alone: no torch, no forward pass."""
     if save is not None and direction is None:
         raise UsageError("--save writes a direction: say which with --emit FAMILY:INDEX")

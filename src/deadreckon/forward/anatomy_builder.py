@@ -32,7 +32,9 @@ COVERED = (
 )  # fmt: skip
 
 # Settings that move norms, biases and ties; the others change what is between a reader and a writer.
-_SETTINGS = re.compile(r"tie_word_embeddings|.*(norm|residual|bias|parallel|multi_query|decoder_architecture|alibi|swiglu).*")
+_SETTINGS = re.compile(
+    r"tie_word_embeddings|.*(norm|residual|bias|parallel|multi_query|decoder_architecture|alibi|swiglu).*"
+)
 
 
 def build_rows(model_type: str) -> Iterator[dict[str, Any]]:

@@ -43,7 +43,9 @@ def watch_anatomy(model: nn.Module, inputs: Mapping[str, Any]) -> Anatomy:
     """
     size = sum(p.numel() for p in model.parameters())
     if size > _LARGEST:
-        raise UsageError(f"{type(model).__name__} has {size:,} parameters: only a small one can be watched by moving it")
+        raise UsageError(
+            f"{type(model).__name__} has {size:,} parameters: only a small one can be watched by moving it"
+        )
     return _Watcher(model, inputs).anatomy()
 
 
@@ -210,7 +212,7 @@ class _Watcher:
         )
 
     def _is_free(self, m: _Map, gain: str | None, shift: str | None, probe: NormProbe, width: int) -> bool:
-        """Whether a reader's column goes unseen when the norm's coordinate is switched off, and is seen when it is not."""
+        """Whether a reader's column is seen, and goes unseen once the norm's coordinate is switched off."""
         weight = self.parameters[m.weight]
         outputs = weight.shape[-1] if m.input_first else weight.shape[0]
 

@@ -141,9 +141,7 @@ def dead_parameters(anatomy: Anatomy, norms: Mapping[str, Norm]) -> DeadParamete
     lives = [LiveNorm.of(site, norms[site.name]) for site in anatomy.norms]
     families = [family for live in lives for family in _of_norm(anatomy, live)]
     families += [_of_writer(anatomy, writer, lives) for writer in anatomy.writers]
-    families += [
-        RowMeans("embedding_mean", name, prod(anatomy.tensors[name][:-1]), anatomy) for name in anatomy.tables
-    ]
+    families += [RowMeans("embedding_mean", name, prod(anatomy.tensors[name][:-1]), anatomy) for name in anatomy.tables]
     return DeadParameters(anatomy.parameters, tuple(family for family in families if family.dimensions))
 
 
@@ -193,5 +191,3 @@ def _pivots(vectors: Float64Array) -> list[int]:
         rest[:, column + 1 :] -= np.outer(rest[:, column], factors)
         rest[pivot, column + 1 :] = 0.0
     return pivots
-
-

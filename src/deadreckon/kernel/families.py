@@ -1,6 +1,6 @@
 r"""Families of exactly dead parameter directions: how many there are of each, and each of them explicitly.
 
-A norm's output is y = gain * z + shift. What its readers z -> W y + b compute from it is fixed by W diag(gain), as a map
+A norm's output is y = gain * z + shift. What its readers y -> W y + b compute is fixed by W diag(gain), as a map
 of the possible z, and by the constant W shift + b. Every change of (W, b, gain, shift) that leaves these two alone is
 dead, whatever the rest of the model is:
 
@@ -126,6 +126,7 @@ class ReaderKernel(Family):
     reader: Reader
 
     def step(self, index: int, size: float, tensors: Tensors) -> Step:
+        """Row `index // k` of the weight along kernel vector `index % k`."""
         vectors = self.live.of_reader(self.reader)
         row, column = divmod(index, vectors.shape[1])
         outputs = self.anatomy.outputs_of(self.reader)
@@ -144,6 +145,7 @@ class GainScaling(Family):
     live: LiveNorm
 
     def step(self, index: int, size: float, tensors: Tensors) -> Step:
+        """Gain and shift times 1 + size."""
         return self._scaled(index, size, 1 / (1 + size) - 1, tensors)
 
     def direction(self, index: int, tensors: Tensors) -> Step:
@@ -175,6 +177,7 @@ class ShiftFreedom(Family):
     along_mean: bool
 
     def step(self, index: int, size: float, tensors: Tensors) -> Step:
+        """The shift moved by size, away from where the constant would vanish."""
         return self._moved(index, size, tensors, tangent=False)
 
     def direction(self, index: int, tensors: Tensors) -> Step:
@@ -210,6 +213,7 @@ class UnseenMean(Family):
     inputs: tuple[int, ...]
 
     def step(self, index: int, size: float, tensors: Tensors) -> Step:
+        """The same row added to every row; the bias comes last."""
         shape = self.anatomy.tensors[self.writer.weight]
         if self.writer.bias is not None and index == self.dimensions - 1:
             return {self.writer.bias: np.full(self.anatomy.tensors[self.writer.bias], size)}
@@ -226,6 +230,7 @@ class RowMeans(Family):
     """A constant in one row of a table of embeddings."""
 
     def step(self, index: int, size: float, tensors: Tensors) -> Step:
+        """Row `index` moved by size in every entry."""
         shape = self.anatomy.tensors[self.tensor]
         rows = np.zeros((self.dimensions, shape[-1]))
         rows[index] = size
