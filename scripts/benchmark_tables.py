@@ -68,9 +68,7 @@ def _peers() -> list[list[str]]:
 
 
 def _trace_large() -> list[list[str]]:
-    rows = [
-        ["model", "stream", "d", "N/d", "verdict", "smallest step ratio", "seconds, building included", "peak memory"]
-    ]
+    rows = [["model", "stream", "d", "N/d", "verdict", "smallest step ratio", "seconds, building included", "peak memory"]]
     rows.append(["---"] * len(rows[0]))
     for model in _figures("trace_large_h200"):
         for stream in model["streams"]:

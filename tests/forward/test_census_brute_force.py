@@ -257,8 +257,8 @@ def jacobian_rank(model, parameters, contexts=CONTEXTS):
     columns = matrix.norm(dim=0)
     matrix = matrix / columns.clamp_min(1e-4 * float(columns.max()))  # a dead column stays rounding
     values = torch.linalg.svdvals(matrix).numpy()
-    # Rounding: u times the largest value, times the depth of the sums; what is alive lies far above it.
-    floor = np.finfo(float).eps * values[0] * total
+    # Rounding: u times the largest value, once for each of the outputs that a row sums; what is alive lies far above.
+    floor = np.finfo(float).eps * values[0] * output.numel()
     rank = int((values > floor).sum())
     return rank, values
 
@@ -497,7 +497,7 @@ def tensors_of(parameters):
 
 def change(model, parameters, step, scale=1.0):
     moved = {n: p + scale * torch.as_tensor(step[n]) if n in step else p for n, p in parameters.items()}
-    return float((log_probabilities(model, moved, 8) - log_probabilities(model, parameters, 8)).abs().max())
+    return float((log_probabilities(model, moved) - log_probabilities(model, parameters)).abs().max())
 
 
 def rounding(model, parameters, step):
