@@ -34,11 +34,19 @@ from benchmark_tables import table
 
 from deadreckon.checkpoint.zoo import zoo_names
 from deadreckon.cli.main import main as deadreckon_main
-from deadreckon.results import measurement, reading, trace
+from deadreckon.results import census, measurement, reading, trace
 from deadreckon.results.schema import RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/index.md", "docs/cli.md", "docs/json.md", "docs/trace.md", "docs/scale.md")
+PAGES = (
+    "README.md",
+    "docs/index.md",
+    "docs/cli.md",
+    "docs/json.md",
+    "docs/trace.md",
+    "docs/census.md",
+    "docs/scale.md",
+)
 SCHEMAS = "docs/schemas"
 
 _MARKED = re.compile(
@@ -131,7 +139,7 @@ def _output(command: str, old: str, fast: bool) -> str:
 
 
 def _keys(name: str, _old: str, _fast: bool) -> str:
-    record = next(getattr(module, name) for module in (measurement, reading, trace) if hasattr(module, name))
+    record = next(getattr(module, name) for module in (measurement, reading, trace, census) if hasattr(module, name))
     meanings = attributes(record)
     rows = [(f"`{field.name}`", _type(field.type), _cell(meanings.get(field.name, ""))) for field in _fields(record)]
     return "\n".join(["| key | type | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])

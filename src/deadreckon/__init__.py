@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from deadreckon.forward.spectrum import Eigensolver, register_eigensolver
     from deadreckon.kernel.norm import NormKind, register_norm_kind
     from deadreckon.kernel.subspace import DeadSubspace
+    from deadreckon.results.census import Census
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.reading import Classifications, Reading
     from deadreckon.results.trace import Trace
+    from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.measure import measure
     from deadreckon.verbs.read import read
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Census": "results.census",
     "Checkpoint": "checkpoint.format",
     "Classifications": "results.reading",
     "DeadSubspace": "kernel.subspace",
@@ -40,6 +43,7 @@ _HOMES = {
     "NormKind": "kernel.norm",
     "Reading": "results.reading",
     "Trace": "results.trace",
+    "census": "verbs.census",
     "classify": "verbs.classify",
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
@@ -52,6 +56,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Census",
     "Checkpoint",
     "Classifications",
     "DeadSubspace",
@@ -61,6 +66,7 @@ __all__ = [
     "NormKind",
     "Reading",
     "Trace",
+    "census",
     "classify",
     "measure",
     "measure_shard",

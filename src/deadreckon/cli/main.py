@@ -17,6 +17,7 @@ from deadreckon.errors import DeadreckonError
 _VERBS = {
     "read": "Dead subspace of a checkpoint's final norm, from its parameters alone.",
     "classify": "LayerNorm, RMSNorm or neither, from the parameters, with the evidence.",
+    "census": "Exactly dead parameter dimensions, from shapes, ties and norms alone.",
     "measure": "Verify the dead subspace in one forward pass; compare with random-init twins.",
     "trace": "Where the residual stream loses a direction, block by block, and why (not a matrix trace).",
     "demo": "The main job on two small trained models, one LayerNorm and one RMSNorm.",
