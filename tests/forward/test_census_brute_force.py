@@ -530,8 +530,7 @@ def test_steps_that_leave_a_part_out_are_seen(case, built):
     """Each step that moves several tensors is alive without any one of them; a weight moved by other rows is too."""
     model, _, parameters, census = built(case)
     for family in census.families:
-        last = family.dimensions - 1 if family.reason == "embedding_mean" else 0  # OPT's first positions are unused
-        step = family.step(last, 1.0, tensors_of(parameters))
+        step = family.step(0, 1.0, tensors_of(parameters))
         if family.reason in {"joint_weight_beta", "gain_scaling", "reader_with_bias"} and len(step) > 1:
             for name in step:
                 left = {n: d for n, d in step.items() if n != name}
@@ -539,10 +538,19 @@ def test_steps_that_leave_a_part_out_are_seen(case, built):
                 keyed = "key" in name or "k_proj" in name
                 if np.abs(step[name]).max() > 1e-6 and not keyed:
                     assert change(model, parameters, left) > 1e3 * rounding(model, parameters, left), (family, name)
-        generator = np.random.default_rng(0)
-        noise = {n: d * generator.choice([0.3, 1.7], d.shape) for n, d in step.items()}
         if family.reason in {"writer_mean", "embedding_mean", "softmax_shift"}:
-            assert change(model, parameters, noise) > 1e3 * rounding(model, parameters, noise), family.reason
+            # Of an embedding some rows may not occur in these contexts: they are dead whatever is done to them.
+            indices = range(family.dimensions) if family.reason == "embedding_mean" else [0]
+            steps = (uneven(family.step(index, 1.0, tensors_of(parameters))) for index in indices)
+            assert any(change(model, parameters, n) > 1e3 * rounding(model, parameters, n) for n in steps), (
+                family.reason
+            )
+
+
+def uneven(step):
+    """The same tensors and entries, each moved by another amount."""
+    generator = np.random.default_rng(0)
+    return {name: moved * generator.choice([0.3, 1.7], moved.shape) for name, moved in step.items()}
 
 
 @pytest.fixture(scope="module")
