@@ -177,7 +177,8 @@ def _of_writer(anatomy: Anatomy, writer: Writer, lives: list[LiveNorm]) -> Unsee
         for reader in live.site.readers:
             if reader.weight == writer.weight and reader.free:
                 taken |= set(_pivots(live.of_reader(reader)))
-    inputs = tuple(i for i in range(anatomy.inputs_of(writer)) if i not in taken)
+    every = range(anatomy.inputs_of(writer))
+    inputs = tuple(i for i in every if i not in taken) if taken else every
     return UnseenMean(reason, writer.weight, len(inputs) + bias, anatomy, writer, inputs)
 
 

@@ -19,7 +19,7 @@ Source: the kernel step is Shirodkar and Narayanan's, arXiv:2606.19491; the othe
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -210,7 +210,7 @@ class UnseenMean(Family):
     """
 
     writer: Writer
-    inputs: tuple[int, ...]
+    inputs: Sequence[int]
 
     def step(self, index: int, size: float, tensors: Tensors) -> Step:
         """The same row added to every row; the bias comes last."""
