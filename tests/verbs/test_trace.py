@@ -137,6 +137,7 @@ def test_class_and_patch_tokens_of_an_image_model():
     with torch.no_grad():
         first = model(pixel_values=pixels, output_hidden_states=True).hidden_states[0]
     assert found.tokens == first.shape[0] * first.shape[1]
+    assert any(f"only {found.tokens} of the 1000000 tokens" in warning for warning in found.warnings)
     assert found.blocks[0].sigma_min == pytest.approx(float(singular_values(first)[-1]), rel=1e-4)
 
 

@@ -21,7 +21,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 PROTOCOL_FAILED = 1
 
 
-def batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
     """Rows, or None where memory decides."""
     if value == "auto":
         return None
@@ -56,7 +56,7 @@ def input_options(command: _Command) -> _Command:
 
 
 def place_options(command: _Command) -> _Command:
-    """Add the options that say where, and in which dtype."""
+    """Add the options that say where, in which dtype and portions, and whose code may run."""
     options: list[Callable[[_Command], _Command]] = [
         click.option("--dtype", default="auto", show_default=True, help="auto, float32, bfloat16, float16 or float64."),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
@@ -68,6 +68,15 @@ def place_options(command: _Command) -> _Command:
         click.option(
             "--max-memory", metavar="cpu=8GB,0=40GB", help="Most weights a device may hold; the rest waits on disk."
         ),
+        click.option(
+            "--batch-size",
+            metavar="auto|N",
+            callback=_batch_size,
+            default="auto",
+            show_default=True,
+            help="Sequences a forward; auto lets the device decide.",
+        ),
+        click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a checkpoint run."),
     ]
     for option in reversed(options):
         command = option(command)
@@ -94,17 +103,8 @@ def place_options(command: _Command) -> _Command:
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and inputs.")
 @place_options
-@click.option(
-    "--batch-size",
-    metavar="auto|N",
-    callback=batch_size,
-    default="auto",
-    show_default=True,
-    help="Sequences a forward; auto asks the memory.",
-)
 @click.option("--shard", metavar="i/n", help="Measure one of n shares of the tokens and --save its moments.")
 @click.option("--merge", is_flag=True, help="Conclude from the files that all shards saved.")
-@click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a checkpoint run.")
 @output_options
 def measure(
     models: tuple[str, ...],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from deadreckon.cli.measure import batch_size, input_options, place_options, prepare_torch
+from deadreckon.cli.measure import input_options, place_options, prepare_torch
 from deadreckon.cli.output import emit, model_argument, output_options, progress
 
 if TYPE_CHECKING:
@@ -72,15 +72,6 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 @click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of a random: model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and inputs.")
 @place_options
-@click.option(
-    "--batch-size",
-    metavar="auto|N",
-    callback=batch_size,
-    default="auto",
-    show_default=True,
-    help="Sequences a forward; auto fills the device.",
-)
-@click.option("--trust-remote-code", is_flag=True, help="Let code that comes with a checkpoint run.")
 @output_options
 def trace(model: str, as_json: bool, out: Path | None, save: Path | None, quiet: bool, **options: Any) -> int:
     """Follow MODEL's residual stream block by block: where it loses a direction, and why."""

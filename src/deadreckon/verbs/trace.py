@@ -137,8 +137,11 @@ def trace(
         )
     streams = [_stream(each) for each in reversed(traced)]
     main = streams[0]
+    warnings = [*opened.warnings(inputs), *main.warnings]
+    if tokens is not None and main.tokens < tokens:
+        warnings.append(f"the inputs held only {main.tokens} of the {tokens} tokens asked for")
     record = Trace(
-        **{**vars(main), "warnings": [*opened.warnings(inputs), *main.warnings]},
+        **{**vars(main), "warnings": warnings},
         **opened.provenance(inputs),
         collapse_ratio=collapse_ratio,
         streams=streams,
