@@ -46,7 +46,7 @@ def smallest_eigenvalue(matrices: Tensor, *, largest: Tensor, tolerance: float =
     Args:
         matrices: symmetric positive definite, shape (b, d, d), float64.
         largest: about the largest eigenvalue of each, shape (b,): it sets the size of rounding.
-        tolerance: relative width of the bounds; below 3e-2 it costs one more factorisation.
+        tolerance: relative width of the bounds; below 3e-2 it costs two more factorisations.
 
     Returns:
         The values; where not proven (the matrix is singular to rounding, or the search fell short) the caller solves

@@ -22,8 +22,8 @@ from deadreckon.forward.smallest import smallest_eigenvalue
 # Bytes that the matrices of one batched solve may take, with the copies that it makes of them.
 _WORKSPACE = 24 * 2**30
 _COPIES = 4
-# Relative bounds on the smallest eigenvalue; the close one costs half as much again, which small matrices and the host,
-# where the forward pass takes far longer, can afford.
+# Relative bounds on the smallest eigenvalue; the close one takes four factorisations instead of two, which small
+# matrices and the host, where the forward pass takes far longer, can afford.
 _CLOSE, _WIDE = 1e-3, 3e-2
 _NARROW = 2048
 _SMALL = 64  # size below which a whole solve costs less
