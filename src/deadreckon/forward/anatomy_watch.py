@@ -8,9 +8,8 @@ the outputs alone, taken one at a time on a private copy whose parameters are ra
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from deadreckon.errors import UsageError
 from deadreckon.forward.anatomy import last_hidden_state
+from deadreckon.forward.fed import LinearMap, canonical_names, fed_by, linear_maps, watch
 from deadreckon.forward.probe import NormProbe, probe_norms
 from deadreckon.forward.stacks import redraw
 from deadreckon.kernel.anatomy import Anatomy, NormSite, Reader, Writer
@@ -49,19 +49,6 @@ def watch_anatomy(model: nn.Module, inputs: Mapping[str, Any]) -> Anatomy:
     return _Watcher(model, inputs).anatomy()
 
 
-@dataclass(frozen=True, eq=False)
-class _Map:
-    """A linear map or convolution that ran: its parameters' names, how its weight is stored, what it was given."""
-
-    path: str
-    weight: str
-    bias: str | None
-    input_first: bool
-    given: list[Tensor]
-    makes_logits: bool
-    linear: bool
-
-
 class _Watcher:
     """One private copy, its parameters by name, and what its modules were given and made."""
 
@@ -70,19 +57,16 @@ class _Watcher:
         self.inputs = {k: v.double() if torch.is_floating_point(v) else v for k, v in inputs.items()}
         self.generator = torch.Generator().manual_seed(2)
         self.parameters = dict(self.model.named_parameters())
-        canonical = {id(p): name for name, p in self.parameters.items()}
-        every = self.model.named_parameters(remove_duplicate=False)
-        self.names = {name: canonical[id(p)] for name, p in every}
+        self.names = canonical_names(self.model)
         self.probes = probe_norms(self.model)
         self._redraw()
-        self.calls: dict[str, list[tuple[Tensor | None, Tensor | None]]] = {}
-        self.logits: Tensor | None = None
-        self._watch()
+        self.watched = watch(self.model, self.inputs)
+        self.logits = self.watched.logits
         self.base = self._outputs()
 
     def anatomy(self) -> Anatomy:
         """Everything that was found."""
-        maps = list(self._maps())
+        maps = [m for m in linear_maps(self.model, self.watched) if m.path not in self.probes]
         sites = [site for path, probe in self.probes.items() if (site := self._site(path, probe, maps)) is not None]
         covered = {m.weight for m in maps} | {self.names[n] for n in self._norm_tensors()}
         writers = [writer for m in maps if (writer := self._writer(m)) is not None]
@@ -111,24 +95,6 @@ class _Watcher:
             f"{path}.{leaf}" for path, probe in self.probes.items() for leaf in (probe.gain_name, probe.shift_name)
         }
         return leaves & self.names.keys()
-
-    def _watch(self) -> None:
-        with ExitStack() as stack, torch.no_grad():
-            for path, module in self.model.named_modules():
-                if path and not any(True for child in module.children() for _ in child.parameters()):
-                    handle = module.register_forward_hook(self._keep(path), with_kwargs=True)
-                    stack.callback(handle.remove)
-            output = self.model(**self.inputs)
-        logits = output.get("logits") if isinstance(output, Mapping) else None
-        self.logits = logits.detach().clone() if isinstance(logits, Tensor) else None
-
-    def _keep(self, path: str) -> Callable[..., None]:
-        def hook(_: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
-            given = next((v for v in [*args, *kwargs.values()] if isinstance(v, Tensor)), None)
-            pair = tuple(v.detach().clone() if isinstance(v, Tensor) else None for v in (given, made))
-            self.calls.setdefault(path, []).append((pair[0], pair[1]))
-
-        return hook
 
     def _outputs(self) -> Tensor:
         with torch.no_grad():
@@ -160,32 +126,8 @@ class _Watcher:
     def _random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
 
-    def _maps(self) -> Iterator[_Map]:
-        for path, calls in self.calls.items():
-            module = self.model.get_submodule(path)
-            weight = getattr(module, "weight", None)
-            if path in self.probes or f"{path}.weight" not in self.names or weight is None or weight.dim() < 2:
-                continue
-            bias = self.names.get(f"{path}.bias")
-            given = [g for g, _ in calls if g is not None]
-            made = [m for _, m in calls if m is not None]
-            makes = self.logits is not None and any(_same(m, self.logits) for m in made)
-            if len(given) < len(calls) or len(made) < len(calls) or not given[0].is_floating_point():
-                continue
-            if weight.dim() == 2:
-                shift = 0 if bias is None else self.parameters[bias]
-                for input_first in (False, True):
-                    matrix = weight if input_first else weight.T
-                    if given[0].shape[-1] == matrix.shape[0] and _near(made[0], given[0] @ matrix + shift):
-                        yield _Map(path, self.names[f"{path}.weight"], bias, input_first, given, makes, True)
-                        break
-            elif isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d) and module.groups == 1:
-                yield _Map(path, self.names[f"{path}.weight"], bias, False, given, False, False)
-
-    def _site(self, path: str, probe: NormProbe, maps: list[_Map]) -> NormSite | None:
-        made = [m for _, m in self.calls.get(path, ()) if m is not None]
-        ordered = sorted(maps, key=lambda m: m.weight)
-        fed = [m for m in ordered if m.linear and made and all(any(_part(g, y) for y in made) for g in m.given)]
+    def _site(self, path: str, probe: NormProbe, maps: list[LinearMap]) -> NormSite | None:
+        fed = fed_by(maps, [m for _, m in self.watched.calls.get(path, ()) if m is not None])
         gain, shift = (
             self.names.get(f"{path}.{leaf}") if leaf else None for leaf in (probe.gain_name, probe.shift_name)
         )
@@ -211,7 +153,7 @@ class _Watcher:
             mean_closed=closed or not self._seen(path, paths, flat, 0.7 * flat),
         )
 
-    def _is_free(self, m: _Map, gain: str | None, shift: str | None, probe: NormProbe, width: int) -> bool:
+    def _is_free(self, m: LinearMap, gain: str | None, shift: str | None, probe: NormProbe, width: int) -> bool:
         """Whether a reader's column is seen, and goes unseen once the norm's coordinate is switched off."""
         weight = self.parameters[m.weight]
         outputs = weight.shape[-1] if m.input_first else weight.shape[0]
@@ -255,7 +197,7 @@ class _Watcher:
                 stack.callback(module.register_forward_pre_hook(undone, with_kwargs=True).remove)
             return self._differs(self._outputs())
 
-    def _writer(self, m: _Map) -> Writer | None:
+    def _writer(self, m: LinearMap) -> Writer | None:
         weight = self.parameters[m.weight]
         outputs = weight.shape[-1] if m.input_first else weight.shape[0]
         if outputs < 2 or not self._moved({m.weight: self._random(*weight.shape)}):
@@ -280,21 +222,3 @@ class _Watcher:
             return False
         rows = self._random(*parameter.shape[:-1], 1).expand(parameter.shape)
         return self._moved({name: self._random(*parameter.shape)}) and not self._moved({name: rows})
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == b.numel() and bool((a.flatten() == b.flatten()).all())
-
-
-def _near(a: Tensor, b: Tensor) -> bool:
-    return a.numel() == b.numel() and bool(torch.allclose(a.flatten(), b.flatten(), rtol=1e-4, atol=1e-4))
-
-
-def _part(given: Tensor, made: Tensor) -> bool:
-    """Whether `given` is `made`, or some of its tokens."""
-    if _same(given, made):
-        return True
-    if given.dim() == 0 or given.numel() >= made.numel() or given.shape[-1] != made.shape[-1]:
-        return False
-    rows, kept = made.reshape(-1, made.shape[-1]), given.reshape(-1, made.shape[-1])
-    return bool((kept[:, None] == rows[None]).all(-1).any(-1).all())
