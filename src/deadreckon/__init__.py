@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from deadreckon.kernel.norm import NormKind, register_norm_kind
     from deadreckon.kernel.subspace import DeadSubspace
     from deadreckon.results.census import Census
+    from deadreckon.results.fisher import Fisher
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.reading import Classifications, Reading
     from deadreckon.results.trace import Trace
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
+    from deadreckon.verbs.fisher import fisher
     from deadreckon.verbs.measure import measure
     from deadreckon.verbs.read import read
     from deadreckon.verbs.shards import measure_shard, merge_shards
@@ -39,12 +41,14 @@ _HOMES = {
     "DeadSubspace": "kernel.subspace",
     "DeadreckonError": "errors",
     "Eigensolver": "forward.spectrum",
+    "Fisher": "results.fisher",
     "Measurement": "results.measurement",
     "NormKind": "kernel.norm",
     "Reading": "results.reading",
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
+    "fisher": "verbs.fisher",
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
     "merge_shards": "verbs.shards",
@@ -62,12 +66,14 @@ __all__ = [
     "DeadSubspace",
     "DeadreckonError",
     "Eigensolver",
+    "Fisher",
     "Measurement",
     "NormKind",
     "Reading",
     "Trace",
     "census",
     "classify",
+    "fisher",
     "measure",
     "measure_shard",
     "merge_shards",

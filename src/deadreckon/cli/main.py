@@ -19,6 +19,7 @@ _VERBS = {
     "classify": "LayerNorm, RMSNorm or neither, from the parameters, with the evidence.",
     "census": "Exactly dead parameter dimensions, from shapes, ties and norms alone.",
     "measure": "Verify the dead subspace in one forward pass; compare with random-init twins.",
+    "fisher": "Fisher information along the parameter steps that a norm's kernel makes dead.",
     "trace": "Where the residual stream loses a direction, block by block, and why (not a matrix trace).",
     "demo": "The main job on two small trained models, one LayerNorm and one RMSNorm.",
 }

@@ -77,7 +77,7 @@ def console(*, stderr: bool = False) -> Console:
 
 
 @contextmanager
-def progress(label: str, *, quiet: bool) -> Iterator[Callable[[str, int, int | None], None]]:
+def progress(label: str, *, quiet: bool, unit: str = "tokens") -> Iterator[Callable[[str, int, int | None], None]]:
     """A progress line on stderr for work that takes more than a moment; nothing when quiet or not a terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda what, done, total: None
@@ -88,7 +88,7 @@ def progress(label: str, *, quiet: bool) -> Iterator[Callable[[str, int, int | N
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tokens"),
+        TextColumn(unit),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:

@@ -76,8 +76,9 @@ def load_checkpoint(
     device_map: str | Mapping[str, Any] | None = None,
     max_memory: str | Mapping[Any, int | str] | None = None,
     trust_remote_code: bool = False,
+    head: bool = False,
 ) -> Loaded:
-    """The base model (no head) of a checkpoint directory, safetensors file or index, or GGUF file.
+    """The model of a checkpoint directory, safetensors file or index, or GGUF file.
 
     Args:
         path: as the MODEL grammar resolved it.
@@ -88,6 +89,7 @@ def load_checkpoint(
             written to a temporary directory that goes when the model does.
         max_memory: most weights a device may hold, for the policy to obey; see `placement.parse_max_memory`.
         trust_remote_code: whether code in the directory may run.
+        head: load it with the head that its config names, if any, rather than the base model.
 
     Returns:
         The loaded model.
@@ -110,7 +112,8 @@ def load_checkpoint(
             spill = while_it_lives.enter_context(tempfile.TemporaryDirectory(prefix="deadreckon-"))
             spread = {"device_map": place.device_map, "max_memory": place.max_memory, "offload_folder": spill}
         try:
-            model, info = transformers.AutoModel.from_pretrained(
+            model_class = _class_with_head(folder, gguf, common) if head else transformers.AutoModel
+            model, info = model_class.from_pretrained(
                 folder,
                 dtype=dtype or (torch.float32 if gguf else "auto"),
                 output_loading_info=True,
@@ -137,6 +140,16 @@ def load_checkpoint(
 
     processor = partial(load_processor, directory, trust_remote_code=trust_remote_code)
     return Loaded(model, tokenizer, _weight_files(path), tuple(_missing(path, model, info)), processor)
+
+
+def _class_with_head(folder: Path, gguf: Mapping[str, str], common: Mapping[str, Any]) -> Any:
+    """The class that a checkpoint's config names; llama.cpp runs causal language models."""
+    import transformers
+
+    if gguf:
+        return transformers.AutoModelForCausalLM
+    named = getattr(transformers.AutoConfig.from_pretrained(folder, **common), "architectures", None) or ()
+    return next((found for name in named if (found := getattr(transformers, name, None))), transformers.AutoModel)
 
 
 def _refuse(path: Path, place: Placement, error: Exception) -> NoReturn:
@@ -196,6 +209,7 @@ def random_model(
     device: torch.device,
     device_map: str | Mapping[str, Any] | None = None,
     max_memory: str | Mapping[Any, int | str] | None = None,
+    head: bool = False,
 ) -> nn.Module:
     """A published configuration with weights drawn by the model's own initialiser.
 
@@ -209,9 +223,10 @@ def random_model(
         device_map: spread it: one of `placement.POLICIES`, or module path -> device, paths as in the base model. Each
             part is drawn where it stays.
         max_memory: most weights a device may hold, for the policy to obey; see `placement.parse_max_memory`.
+        head: keep the head.
 
     Returns:
-        The base model, in eval mode.
+        The base model, or the one with its head, in eval mode.
 
     Raises:
         UsageError: the installed transformers lacks the class, or there is not enough memory.
@@ -228,8 +243,9 @@ def random_model(
     planned = outline(model_type, config_type(**config), dtype)
     if place.device_map is None:
         check_room(planned, {"": place.device}, model_class)
-        return _headless(draw(model_type, config_type(**config), seed=seed, dtype=dtype, device=place.device))
-    return _spread(_headless(planned), place, seed=seed, dtype=dtype)
+        drawn = draw(model_type, config_type(**config), seed=seed, dtype=dtype, device=place.device)
+        return drawn if head else _headless(drawn)
+    return _spread(planned if head else _headless(planned), place, seed=seed, dtype=dtype)
 
 
 def twin(model: nn.Module, seed: int) -> nn.Module:

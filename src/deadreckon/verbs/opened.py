@@ -65,12 +65,13 @@ class Opened:
     is_random: bool
 
     @classmethod
-    def of(cls, model: str | Path | nn.Module, options: ModelOptions) -> Opened:
+    def of(cls, model: str | Path | nn.Module, options: ModelOptions, *, head: bool = False) -> Opened:
         """Load a model.
 
         Args:
             model: a MODEL name or a loaded module.
             options: of the verb.
+            head: load a named model with its head.
 
         Returns:
             The model; gains and shifts are redrawn where that was asked for and its weights are random.
@@ -86,7 +87,7 @@ class Opened:
             return cls(type(model).__name__, seed, loaded, options.affine, is_random=False)
         source = parse_model(model)
         seed = seed if source.seed is None else source.seed
-        loaded = _load(source, seed, options)
+        loaded = _load(source, seed, options, head=head)
         is_random = source.scheme == "random"
         if options.affine is not None and is_random:
             redraw_affine(loaded.model, options.affine, seed)
@@ -120,13 +121,14 @@ class Opened:
         return [*self.loaded.warnings, *left_out]
 
 
-def _load(source: Source, seed: int, options: ModelOptions) -> load.Loaded:
+def _load(source: Source, seed: int, options: ModelOptions, *, head: bool) -> load.Loaded:
     place = placement(options.device, options.device_map, options.max_memory)
     where: dict[str, Any] = {
         "device": place.device,
         "device_map": place.device_map,
         "max_memory": place.max_memory,
         "dtype": load.resolve_dtype(options.dtype),
+        "head": head,
     }
     found = resolve(source)
     if isinstance(found, Path):

@@ -1,0 +1,240 @@
+"""Finite steps: whether a step of parameters changes what a model puts out by more than rounding does.
+
+Norm and readers are replaced by copies with moved parameters while the model runs; its own parameters stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from deadreckon.errors import UsageError
+from deadreckon.forward.outputs import Outputs
+from deadreckon.forward.reference import ReferenceNorm
+from deadreckon.forward.replacing import Replace, replaced
+from deadreckon.forward.sites import Site, weight_of
+from deadreckon.forward.steps import Step, frobenius_norm
+
+SIZES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Sizes of steps, in units of the norm of the parameters that move."""
+
+_OUTPUTS = 4096
+_ROUNDINGS = 10.0  # times what rounding alone changes: what comes later rounds as well
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What a finite step did to the outputs.
+
+    Attributes:
+        size: of the step, relative to the parameters that move.
+        change: largest change of a logit (of a hidden state's entry); None where the outputs are no longer finite.
+        divergence: mean Kullback-Leibler divergence a token, nats; likewise.
+        rounding: the change that the rounding of the moved norm and readers makes by itself.
+    """
+
+    size: float
+    change: float | None
+    divergence: float | None
+    rounding: float
+
+    @property
+    def is_gauge(self) -> bool:
+        """Whether nothing changed but by rounding."""
+        return self.change is not None and self.change <= _ROUNDINGS * self.rounding
+
+
+@torch.no_grad()
+def moved_outputs(
+    model: nn.Module, site: Site, step: Step, run: Outputs, metric: str, sizes: Sequence[float] = SIZES
+) -> list[Moved]:
+    """Take a step at several sizes and compare the outputs.
+
+    Args:
+        model: in evaluation mode; not changed.
+        site: where.
+        step: which way.
+        run: what to run.
+        metric: ``softmax`` or ``gaussian``.
+        sizes: relative to the parameters that move.
+
+    Returns:
+        What each step did.
+    """
+    length = _length(model, site, step) / step.norm()
+    mover = _Mover(model, site, step)
+    with mover.watching():
+        base = run().double()
+    found = []
+    for size in sizes:
+        with mover.moving(size * length):
+            there = run().double()
+        with mover.rounding():
+            rounded = run().double()
+        finite = bool(torch.isfinite(there).all())
+        found.append(
+            Moved(
+                size=size,
+                change=float((there - base).abs().max()) if finite else None,
+                divergence=float(_DIVERGENCES[metric](base, there).mean()) if finite else None,
+                rounding=float((rounded - base).abs().nan_to_num(0.0).max()),
+            )
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a reader in exact arithmetic: what the norm should have made, and what the reader makes of it."""
+
+    given: Tensor
+    made: Tensor
+
+
+class _Mover:
+    """Moves norm and readers along one step, and keeps the errors that rounding makes on the way."""
+
+    def __init__(self, model: nn.Module, site: Site, step: Step) -> None:
+        self.model, self.site, self.step = model, site, step
+        self.norm = model.get_submodule(site.norm_path)
+        self.reference = ReferenceNorm(site.norm, weight_of(model, site.moved[0]).device)
+        self.readers = {m.path: m for m in (*site.moved, *site.others) if m.path in {*step.weights, *step.biases}}
+        self.calls: dict[str, list[_Call]] = {path: [] for path in self.readers}
+        self.errors: dict[str, list[Tensor]] = {}
+        self.by_shift = {} if step.shift is None else {path: self._by_shift(path, step.shift) for path in self.readers}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Nothing moved; every reader's call is kept."""
+        true: list[Tensor] = []
+
+        def at_norm(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+            true[:] = [self.reference(given.reshape(-1, given.shape[-1]))[0] + self.reference.shift]
+            return made
+
+        def at_reader(path: str) -> Replace:
+            def replace(module: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+                y = given.double()
+                if true and true[0].shape[0] == given.shape[:-1].numel():  # else some of the tokens: as they came
+                    y = true[0].reshape(given.shape)
+                exact = self._product(path, y)
+                bias = getattr(module, "bias", None)
+                self.calls[path].append(_Call(y, exact if bias is None else exact + bias.detach().to(exact)))
+                return made
+
+            return replace
+
+        with replaced(self.model, {self.site.norm_path: at_norm, **{path: at_reader(path) for path in self.readers}}):
+            yield
+
+    @contextmanager
+    def moving(self, length: float) -> Iterator[None]:
+        """Norm and readers with parameters moved so far."""
+        step = self.step.times(length)
+        displaced = {path: self._displaced_reader(path, step) for path in self.readers}
+        calls = {path: iter(calls) for path, calls in self.calls.items()}
+        self.errors = {path: [] for path in self.readers}
+        norm = self.norm
+        if step.shift is not None and self.site.shift_name is not None:
+            norm = _displaced(self.norm, {self.site.shift_name: lambda shift: shift + _like(shift, step.shift)})
+
+        def at_norm(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+            return made if norm is self.norm else norm(given)
+
+        def at_reader(path: str) -> Replace:
+            def replace(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+                moved: Tensor = displaced[path](given)
+                self.errors[path].append(moved.double() - self._ideal(path, next(calls[path]), step, length))
+                return moved
+
+            return replace
+
+        with replaced(self.model, {self.site.norm_path: at_norm, **{path: at_reader(path) for path in displaced}}):
+            yield
+
+    @contextmanager
+    def rounding(self) -> Iterator[None]:
+        """Nothing moved, the errors of the last `moving` added where they arose."""
+        left = {path: iter(errors) for path, errors in self.errors.items()}
+
+        def at_reader(path: str) -> Replace:
+            return lambda _, given, made: (made.double() + next(left[path])).to(made.dtype)
+
+        with replaced(self.model, {path: at_reader(path) for path in left}):
+            yield
+
+    def _ideal(self, path: str, call: _Call, step: Step, length: float) -> Tensor:
+        """What the moved reader makes of the moved norm's output in exact arithmetic."""
+        y, made = call.given, call.made
+        if step.shift is not None:
+            y, made = y + step.shift.to(y), made + self.by_shift[path] * length
+        weight, bias = step.weights.get(path), step.biases.get(path)
+        made = made if weight is None else made + weight.respond(y)
+        return made if bias is None else made + bias.to(made)
+
+    def _by_shift(self, path: str, shift: Tensor) -> Tensor:
+        return self._product(path, shift.to(self.reference.gain))
+
+    def _product(self, path: str, y: Tensor) -> Tensor:
+        """A reader's weight times tokens, float64; some outputs at a time, since a head's weight is large."""
+        reader = self.readers[path]
+        weight = weight_of(self.model, reader).detach()
+        plain = weight if reader.input_first else weight.T
+        starts = range(0, plain.shape[1], _OUTPUTS)
+        return torch.cat([y.to(plain.device) @ plain[:, i : i + _OUTPUTS].double() for i in starts], dim=-1)
+
+    def _displaced_reader(self, path: str, step: Step) -> nn.Module:
+        moves: dict[str, Callable[[Tensor], Tensor]] = {}
+        if (weight := step.weights.get(path)) is not None:
+            input_first = self.readers[path].input_first
+            moves["weight"] = lambda value: weight.added(value.T).T if input_first else weight.added(value)
+        if (bias := step.biases.get(path)) is not None:
+            moves["bias"] = lambda value: value + _like(value, bias)
+        return _displaced(self.model.get_submodule(path), moves)
+
+
+def _like(value: Tensor, step: Tensor | None) -> Tensor:
+    return torch.zeros_like(value) if step is None else step.to(value)
+
+
+def _displaced(module: nn.Module, moves: Mapping[str, Callable[[Tensor], Tensor]]) -> nn.Module:
+    """A copy of a module with some parameters moved and without its hooks; what is not moved is shared."""
+    moved = copy.copy(module)
+    moved.__dict__.pop("forward", None)  # a wrapper that is bound to the original
+    moved._parameters = dict(module._parameters)
+    moved._forward_hooks, moved._forward_pre_hooks = type(module._forward_hooks)(), type(module._forward_pre_hooks)()
+    for name, move in moves.items():
+        moved._parameters[name] = nn.Parameter(move(getattr(module, name).detach()), requires_grad=False)
+    return moved
+
+
+def _length(model: nn.Module, site: Site, step: Step) -> float:
+    """Norm of the parameters that a step moves."""
+    moved: list[Tensor] = [weight_of(model, m) for m in site.moved if m.path in step.weights]
+    moved += [bias for path in step.biases if (bias := getattr(model.get_submodule(path), "bias", None)) is not None]
+    if step.shift is not None and site.shift_name is not None:
+        moved.append(getattr(model.get_submodule(site.norm_path), site.shift_name))
+    if any(tensor.is_meta for tensor in moved):
+        raise UsageError(f"{site.name}: its weights wait on disk and cannot be moved; give the model more memory")
+    return math.hypot(*(frobenius_norm(tensor.detach()) for tensor in moved))
+
+
+def _softmax_divergence(base: Tensor, there: Tensor) -> Tensor:
+    before, after = torch.log_softmax(base, -1), torch.log_softmax(there, -1)
+    return (before.exp() * (before - after)).sum(-1).clamp_min(0.0)
+
+
+def _half_square(base: Tensor, there: Tensor) -> Tensor:
+    return (there - base).square().sum(-1) / 2
+
+
+_DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "softmax": _softmax_divergence,
+    "gaussian": _half_square,
+}
