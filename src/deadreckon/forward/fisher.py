@@ -1,7 +1,7 @@
 """Directional Fisher information by forward-mode derivatives: no backward pass, and no parameter is touched.
 
-A step of a reader's weights is one of a single use of them: where the reader runs, its response to the step is added to
-its output as a tangent, and the derivative of the model's outputs is read at the end.
+A step of a reader's weights is one of a single use of them: where norm and readers run, their responses to the step
+are added to what they make, and the derivative of the model's outputs is read at the end, for all steps at once.
 """
 
 from __future__ import annotations
@@ -9,20 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
+from torch.func import jvp, vmap
 
 from deadreckon.errors import InputError, UsageError
 from deadreckon.forward.outputs import Outputs
-from deadreckon.forward.reference import ReferenceNorm
 from deadreckon.forward.replacing import Replace, replaced
+from deadreckon.forward.responses import Response, Visit, response_to, response_to_rounding
 from deadreckon.forward.sites import Site, weight_of
-from deadreckon.forward.steps import Outer, SiteSteps, Step
+from deadreckon.forward.steps import SiteSteps, Step
 
 _KEPT = 2**27  # probabilities that are kept from one step to the next
+_TOGETHER = 2**26  # numbers that the outputs of steps taken at once may be
+_NO_DERIVATIVE = ("forward AD", "jvp", "forward mode", "vmap", "functorch", "batching rule")
+
+Evaluate = Callable[[Sequence[Callable[[], Response]]], list[float]]
+"""Directional Fisher information per token of each response; one is made when it is needed, as it may be large."""
 
 
 @dataclass(frozen=True)
@@ -44,89 +48,39 @@ class SiteFisher:
     floor: float
 
 
-Along = Callable[["StepTangents"], float]
-"""Directional Fisher information per token along what tangents a step has."""
-
-
-def site_fisher(site: Site, steps: SiteSteps, draws: int, along: Along) -> SiteFisher:
+def site_fisher(site: Site, steps: SiteSteps, draws: int, evaluate: Evaluate) -> SiteFisher:
     """Directional Fisher information along the steps of a site.
 
     Args:
         site: where.
         steps: along what.
         draws: how many random directions.
-        along: `through_model` or `at_head`.
+        evaluate: `through_model` or `at_head`.
 
     Returns:
         The figures.
     """
-    return SiteFisher(
-        exact=None if steps.exact is None else along(StepTangents(steps.exact)),
-        naive=along(StepTangents(steps.naive)),
-        constant=along(StepTangents(steps.constant)),
-        random=[along(StepTangents(steps.random())) for _ in range(draws)],
-        floor=along(RoundingTangents(site, steps.exact or steps.naive, steps.device)),
+
+    def along(step: Step) -> Callable[[], Response]:
+        return lambda: response_to(site, step)
+
+    def drawn(number: int) -> Callable[[], Response]:
+        return lambda: response_to(site, steps.random(number))
+
+    dead = steps.exact or steps.naive
+    exact, naive, constant, floor, *random = evaluate(
+        [
+            along(dead),
+            along(steps.naive),
+            along(steps.constant),
+            lambda: response_to_rounding(site, dead),
+            *(drawn(number) for number in range(draws)),
+        ]
     )
+    return SiteFisher(None if steps.exact is None else exact, naive, constant, random, floor)
 
 
-class StepTangents:
-    """The response to a step, as tangents of what norm and readers make."""
-
-    def __init__(self, step: Step) -> None:
-        self.step = step
-
-    def of_norm(self, given: Tensor, made: Tensor) -> Tensor | None:
-        """The tangent of the norm's output."""
-        return None if self.step.shift is None else self.step.shift.to(made.device).expand(made.shape)
-
-    def of_reader(self, path: str, given: Tensor) -> Tensor:
-        """The tangent of a reader's output that its own step gives it."""
-        weight, bias = self.step.weights.get(path), self.step.biases.get(path)
-        constant = torch.zeros((), dtype=torch.float64) if bias is None else bias
-        constant = constant.to(given.device)
-        return constant.expand(*given.shape[:-1], -1) if weight is None else weight.respond(given) + constant
-
-    @property
-    def readers(self) -> set[str]:
-        """The readers that move."""
-        return {*self.step.weights, *self.step.biases}
-
-
-class RoundingTangents(StepTangents):
-    """What rounding makes of an exactly dead step.
-
-    That is the norm's own error, measured against the norm in float64, and an ulp of w.y and of the remedy, drawn.
-    """
-
-    def __init__(self, site: Site, step: Step, device: torch.device) -> None:
-        super().__init__(step)
-        self.site = site
-        self.reference = ReferenceNorm(site.norm, device)
-        self.generator = torch.Generator(device).manual_seed(0)
-        self.vector = torch.from_numpy(site.vector).to(device)
-        self.error: Tensor | None = None
-
-    def of_norm(self, given: Tensor, made: Tensor) -> None:
-        """No tangent; the error of w.y is kept for the readers."""
-        flat = given.reshape(-1, given.shape[-1])
-        true = self.reference(flat)[0] + self.reference.shift
-        self.error = (made.reshape(flat.shape).to(true) - true) @ self.vector
-
-    def of_reader(self, path: str, given: Tensor) -> Tensor:
-        """The step's response to these errors."""
-        y, tokens = given.to(self.vector), given.shape[:-1]
-        ulps = torch.randn(tokens, generator=self.generator, device=y.device, dtype=y.dtype)
-        ulps *= torch.finfo(given.dtype).eps
-        error = ulps * (y.square() @ self.vector.square()).sqrt()
-        if self.error is not None and self.error.numel() == tokens.numel():
-            error = error + self.error.reshape(tokens)
-        weight, bias = self.step.weights.get(path), self.step.biases.get(path)
-        left = weight.left.to(y) if isinstance(weight, Outer) else torch.zeros((), dtype=y.dtype, device=y.device)
-        constant = self.site.constant * left if bias is None else bias.to(y)
-        return error[..., None] * left + ulps[..., None] * constant
-
-
-def through_model(model: nn.Module, site: Site, runs: Sequence[Outputs], metric: str) -> Along:
+def through_model(model: nn.Module, site: Site, runs: Sequence[Outputs], metric: str) -> Evaluate:
     """Fisher information by forward-mode derivatives of the whole model.
 
     Args:
@@ -140,21 +94,25 @@ def through_model(model: nn.Module, site: Site, runs: Sequence[Outputs], metric:
         derivative, and InputError where the outputs are not finite.
     """
 
-    def along(tangents: StepTangents) -> float:
-        squares, count = [], 0
-        with torch.no_grad(), forward_ad.dual_level(), _watched(model, site, tangents):
-            for run in runs:
-                outputs, change = _parts(_run(run, site))
-                count += len(outputs)
-                if change is not None:
-                    p = torch.softmax(outputs.double(), -1) if metric == "softmax" else None
-                    squares.append(_square(p, change.double()))
-        return _mean(squares, count, site)
+    @torch.no_grad()
+    def evaluate(responses: Sequence[Callable[[], Response]]) -> list[float]:
+        totals, count = torch.zeros(len(responses), dtype=torch.float64), 0
+        for run in runs:
+            with _visiting(model, site) as visits:
+                outputs = run()
+            count += len(outputs)
+            p = torch.softmax(outputs.double(), -1) if metric == "softmax" else None
+            several = max(1, _TOGETHER // outputs.numel())
+            for start in range(0, len(responses), several):
+                chosen = [make()(visits) for make in responses[start : start + several]]
+                for number, change in enumerate(_changes(model, run, visits, chosen, site)):
+                    totals[start + number] += _square(p, change.double()).sum().cpu()
+        return _means(totals, count, site)
 
-    return along
+    return evaluate
 
 
-def at_head(model: nn.Module, site: Site, inputs: Sequence[Tensor]) -> Along:
+def at_head(model: nn.Module, site: Site, inputs: Sequence[Tensor]) -> Evaluate:
     """Fisher information at the head in closed form: the change of the logits is linear in the step.
 
     Args:
@@ -165,80 +123,95 @@ def at_head(model: nn.Module, site: Site, inputs: Sequence[Tensor]) -> Along:
     Returns:
         The function; nothing needs to be differentiable.
     """
-    norm, head = model.get_submodule(site.norm_path), model.get_submodule(site.moved[0].path)
+    (reader,) = site.moved
+    norm, head = model.get_submodule(site.norm_path), model.get_submodule(reader.path)
 
-    @torch.no_grad()
-    def distribution(x: Tensor) -> tuple[Tensor, Tensor]:
+    def visit(x: Tensor) -> tuple[list[Visit], Tensor]:
         y = norm(x)
-        return y, torch.softmax(head(y).double(), -1)
+        logits = head(y)
+        return [Visit(site.norm_path, x, y), Visit(reader.path, y, logits)], torch.softmax(logits.double(), -1)
 
     total = sum(len(x) for x in inputs)
-    words = weight_of(model, site.moved[0]).shape[-1 if site.moved[0].input_first else 0]
-    kept = [distribution(x) for x in inputs] if total * words <= _KEPT else None
+    keep = total * weight_of(model, reader).shape[-1 if reader.input_first else 0] <= _KEPT
 
     @torch.no_grad()
-    def along(tangents: StepTangents) -> float:
-        squares = []
-        shift = tangents.step.shift
-        moved: Any = 0.0
-        for number, x in enumerate(inputs):
-            y, p = distribution(x) if kept is None else kept[number]
-            if tangents.of_norm(x, y) is not None and shift is not None:
-                zero = torch.zeros_like(y[:1])
-                moved = (head(shift.to(y)[None]).double() - head(zero).double()) if number == 0 else moved
-            squares.append(_square(p, tangents.of_reader(site.moved[0].path, y) + moved))
-        return _mean(squares, total, site)
+    def evaluate(responses: Sequence[Callable[[], Response]]) -> list[float]:
+        kept = [visit(x) for x in inputs] if keep else None
+        totals = torch.zeros(len(responses), dtype=torch.float64)
+        for number, make in enumerate(responses):
+            response = make()
+            for place, x in enumerate(inputs):
+                visits, p = visit(x) if kept is None else kept[place]
+                of_norm, change = response(visits)
+                if of_norm is not None:  # the same for every token
+                    moved = torch.stack([of_norm[0], torch.zeros_like(of_norm[0])]).to(visits[0].made.dtype)
+                    moved = head(moved).double()
+                    change = (0.0 if change is None else change) + (moved[0] - moved[1])
+                if change is not None:
+                    totals[number] += _square(p, change.expand(p.shape).clone()).sum().cpu()
+        return _means(totals, total, site)
 
-    return along
-
-
-def _mean(squares: Sequence[Tensor], count: int, site: Site) -> float:
-    total = torch.stack([square.sum().cpu() for square in squares]).sum() if squares else torch.zeros(())
-    if not torch.isfinite(total):
-        raise InputError(f"{site.name}: the outputs or their derivative are not finite; try another dtype (--dtype)")
-    return float(total) / count
+    return evaluate
 
 
-def _run(run: Outputs, site: Site) -> Tensor:
+@contextmanager
+def _visiting(model: nn.Module, site: Site) -> Iterator[list[Visit]]:
+    """Records the calls of the norm and its readers in their order."""
+    visits: list[Visit] = []
+
+    def at(path: str) -> Replace:
+        def replace(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+            visits.append(Visit(path, given.clone(), made.clone()))
+            return made
+
+        return replace
+
+    with replaced(model, {path: at(path) for path in _places(site)}):
+        yield visits
+
+
+def _places(site: Site) -> list[str]:
+    return [site.norm_path, *(reader.path for reader in (*site.moved, *site.others))]
+
+
+def _changes(
+    model: nn.Module, run: Outputs, visits: Sequence[Visit], chosen: Sequence[list[Tensor | None]], site: Site
+) -> Tensor:
+    """Derivative of the outputs along several sets of tangents, shape (sets, n, k)."""
+    moved = [i for i in range(len(visits)) if any(tangents[i] is not None for tangents in chosen)]
+    zeros = tuple(torch.zeros_like(visits[i].made) for i in moved)
+    stacked = tuple(
+        torch.stack([zero if t[i] is None else t[i].to(zero) for t in chosen])  # type: ignore[union-attr]
+        for i, zero in zip(moved, zeros, strict=True)
+    )
+
+    def outputs(*added: Tensor) -> Tensor:
+        calls = iter(range(len(visits)))
+
+        def replace(_: nn.Module, _given: Tensor, made: Tensor) -> Tensor:
+            call = next(calls)
+            return made + added[moved.index(call)] if call in moved else made
+
+        with replaced(model, dict.fromkeys(_places(site), replace)):
+            return run()
+
     try:
-        return run()
+        changes: Tensor = vmap(lambda *tangents: jvp(outputs, zeros, tangents)[1], randomness="error")(*stacked)
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
-        if "forward AD" not in reason and "jvp" not in reason and "forward mode" not in reason:
+        if not any(word in reason for word in _NO_DERIVATIVE):
             raise
         raise UsageError(
             f"{site.name}: a module between it and the outputs has no forward-mode derivative ({reason}); quantised "
             "and custom kernels lack one. The head needs none: site='head' (--site head)"
         ) from error
+    return changes
 
 
-@contextmanager
-def _watched(model: nn.Module, site: Site, tangents: StepTangents) -> Iterator[None]:
-    """Hooks that add tangents where norm and readers run."""
-
-    def at_norm(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
-        return _plus(made, tangents.of_norm(_parts(given)[0], _parts(made)[0]))
-
-    def at_reader(path: str) -> Replace:
-        return lambda _, given, made: _plus(made, tangents.of_reader(path, _parts(given)[0]))
-
-    with replaced(model, {site.norm_path: at_norm, **{path: at_reader(path) for path in tangents.readers}}):
-        yield
-
-
-def _plus(made: Tensor, tangent: Tensor | None) -> Tensor:
-    if tangent is None:
-        return made
-    tangent = tangent.to(made.device, made.dtype).expand(made.shape).contiguous()
-    primal, before = _parts(made)
-    dual: Tensor = forward_ad.make_dual(primal, tangent if before is None else before + tangent)  # type: ignore[no-untyped-call]
-    return dual
-
-
-def _parts(tensor: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Value and tangent."""
-    parts = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
-    return parts.primal, parts.tangent
+def _means(totals: Tensor, count: int, site: Site) -> list[float]:
+    if not bool(torch.isfinite(totals).all()):
+        raise InputError(f"{site.name}: the outputs or their derivative are not finite; try another dtype (--dtype)")
+    return [float(total) / count for total in totals]
 
 
 def _square(p: Tensor | None, change: Tensor) -> Tensor:

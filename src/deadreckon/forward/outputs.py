@@ -117,8 +117,8 @@ def portions(
         for start in range(0, rows.count, together):
             if left <= 0:
                 return
-            needed = -(-left // length) if length and main_mask(model, batch) is None else together
-            part = dict(rows.take(range(start, min(start + min(together, needed), rows.count))))
+            needed = _rows_for(left, length, main_mask(model, batch), start)
+            part = dict(rows.take(range(start, min(start + min(together, needed or together), rows.count))))
             if length and left < length:
                 part = {k: v[:, :left] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in part.items()}
             portion = _ran(model, {**extra, **placed(part, device)}, left, norm)
@@ -163,6 +163,14 @@ def _counted(model: nn.Module, inputs: Mapping[str, Any], outputs: Tensor, left:
 
 def _kept(outputs: Tensor, keep: Tensor | None) -> Tensor:
     return outputs.reshape(-1, outputs.shape[-1]) if keep is None else outputs[keep.to(outputs.device)]
+
+
+def _rows_for(left: int, length: int | None, mask: Tensor | None, start: int) -> int | None:
+    """How many rows of text hold as many tokens as are left to take; None where that is not known."""
+    if mask is None:
+        return None if length is None else -(-left // length)
+    enough = (mask[start:].sum(-1).cumsum(0) >= left).nonzero()
+    return int(enough[0]) + 1 if len(enough) else None
 
 
 def _text_length(batch: Mapping[str, Any]) -> int | None:

@@ -105,6 +105,7 @@ class SiteSteps:
         """
         self.site, self.model = site, model
         self.device = weight_of(model, site.moved[0]).device
+        self.seed = seed
         self.generator = torch.Generator(self.device).manual_seed(seed)
         vector = torch.from_numpy(site.vector).to(self.device)
         exact = self._joint(vector) if site.remedy == "shift" else self._plain(vector)
@@ -113,8 +114,9 @@ class SiteSteps:
         lefts = {path: weight.left for path, weight in self.naive.weights.items() if isinstance(weight, Outer)}
         self.constant = Step({}, {path: site.constant * left for path, left in lefts.items()})
 
-    def random(self) -> Step:
-        """A new Gaussian direction of norm 1 in the tensors that the exact step moves."""
+    def random(self, number: int) -> Step:
+        """The Gaussian direction of that number, of norm 1, in the tensors that the exact step moves."""
+        self.generator.manual_seed(hash((self.seed, number + 1)))
         like = self.exact or self.naive
         weights = {p: Full(self._normal(*self._shape(p)).to(self._dtype(p))) for p in like.weights}
         biases = {p: self._normal(len(b)).double() for p, b in like.biases.items()}

@@ -15,7 +15,7 @@ from deadreckon.errors import UsageError
 from deadreckon.forward.calibration import Calibration, first_row, placed
 from deadreckon.forward.differentiable import forward_mode
 from deadreckon.forward.evaluating import evaluating
-from deadreckon.forward.fisher import Along, SiteFisher, at_head, site_fisher, through_model
+from deadreckon.forward.fisher import Evaluate, SiteFisher, at_head, site_fisher, through_model
 from deadreckon.forward.gauge import Moved, moved_outputs
 from deadreckon.forward.outputs import Portion, portions
 from deadreckon.forward.passes import Progress
@@ -136,7 +136,7 @@ def fisher(
         parts = list(portions(network, inputs, wanted, batch_size=batch_size, norm=direct))
         for number, each in enumerate(sites):
             steps = SiteSteps(each, network, opened.seed + number)
-            figures = site_fisher(each, steps, draws, _along(network, each, parts))
+            figures = site_fisher(each, steps, draws, _evaluation(network, each, parts))
             if median(figures.random) == 0.0:
                 unseen.append(each.name)
                 continue
@@ -173,7 +173,7 @@ def _sites(network: nn.Module, inputs: Calibration, wanted: str | Sequence[str])
     return find_sites(network, placed(first_row(first), input_device(network)), wanted)
 
 
-def _along(network: nn.Module, site: Site, parts: Sequence[Portion]) -> Along:
+def _evaluation(network: nn.Module, site: Site, parts: Sequence[Portion]) -> Evaluate:
     """How Fisher information is had at a site: in closed form at a head that follows its norm, else by derivatives."""
     if site.direct:
         given = [part.norm_inputs for part in parts if part.norm_inputs is not None]
