@@ -32,6 +32,7 @@ class Asked:
     path: str
     range: str | None
     authorization: str | None
+    at: float = field(default_factory=time.perf_counter)
     status: int = 0
     sent: int = 0
 
