@@ -103,6 +103,23 @@ def compare(server: HubServer, name: str) -> dict[str, Any]:
     }
 
 
+def of_gguf(server: HubServer) -> dict[str, Any]:
+    """A small trained GGUF file: its header holds the vocabulary."""
+    import deadreckon
+    from deadreckon.checkpoint.demo import demo_path
+
+    path = demo_path("smollm2")
+    server.repositories["org/smollm2"] = Repository({path.name: path})
+    reading, ours = timed(server, lambda: deadreckon.read(f"org/smollm2/{path.name}"))
+    ours.pop("after_index")
+    return {
+        "file": path.name,
+        "bytes_of_file": path.stat().st_size,
+        "bytes_of_header_and_norm": reading.bytes_read,
+        **ours,
+    }
+
+
 def download(server: HubServer, folder: Path) -> dict[str, Any]:
     """Seconds for 1 GB from this machine to itself: the fastest network there is."""
     import huggingface_hub
@@ -143,6 +160,7 @@ def main() -> None:
         huggingface_hub.get_safetensors_metadata  # noqa: B018
         deadreckon.read  # noqa: B018
         results = {name: compare(server, name) for name in MODELS}
+        gguf = of_gguf(server)
         downloaded = download(server, home)
     common.write(
         "hub",
@@ -151,6 +169,7 @@ def main() -> None:
             "shard_bytes": SHARD,
             "huggingface_hub": huggingface_hub.__version__,
             "models": results,
+            "gguf": gguf,
             "snapshot_download_1_gb": downloaded,
         },
     )
@@ -164,6 +183,7 @@ def main() -> None:
             )
         seconds = downloaded["extrapolated_seconds"][name]
         print(f"  snapshot_download, extrapolated from 1 GB in {downloaded['seconds']:.2f} s: {seconds:.0f} s")
+    print(f"{gguf['file']}: {gguf['requests']} requests, {gguf['bytes']:,} of {gguf['bytes_of_file']:,} bytes")
 
 
 if __name__ == "__main__":

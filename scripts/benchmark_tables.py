@@ -147,7 +147,6 @@ def _figures(name: str) -> Any:
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "hub": _hub,
     "engine": _engine,
-    "hub": _hub,
     "host": _host,
     "peers": _peers,
     "trace": _trace,

@@ -320,7 +320,7 @@ def test_the_hub_itself_in_trouble(repository, hub):
         (hub_server.status(206), "the server sends ''", 1),
         (hub_server.status(416), "the file ends before byte", 1),
         (hub_server.status(418), "the hub answered 418", 1),
-        (hub_server.status(404), "no such model", None),
+        (hub_server.status(404), "model-00.*: the hub answered 404", 1),
         (hub_server.to("ftp://example.org/x"), "redirected from http: to ftp:", 1),
         (hub_server.to("http://[bad/x"), "redirected from http: to nowhere", 1),
     ],
@@ -332,8 +332,7 @@ def test_what_is_not_waited_out(act, why, attempts, repository, hub):
     with pytest.raises(UnreachableError, match=why) as caught:
         read("org/neox")
     assert "signature" not in str(caught.value)
-    if attempts is not None:
-        assert len([a for a in hub.asked if a.host == "storage"]) == attempts
+    assert len([a for a in hub.asked if a.host == "storage"]) == attempts
     assert time.perf_counter() - started < 8
 
 
@@ -367,9 +366,9 @@ def test_an_address_that_expired_is_asked_for_anew(repository, hub, monkeypatch)
 
 def test_an_endless_answer_is_cut_off(repository, hub):
     hub.fail("^hub /api/", hub_server.endless)
-    with pytest.raises(UnreachableError, match="more than the 50000000 bytes"):
+    with pytest.raises(UnreachableError, match="more than the 10000000 bytes"):
         read("org/neox")
-    assert hub.sent < 100_000_000
+    assert hub.sent < 50_000_000
 
 
 @pytest.mark.parametrize(
@@ -519,6 +518,7 @@ def test_a_signed_address_is_not_shown_and_not_used_for_other_files(repository, 
         ("http://example.org/x.safetensors", "write https"),
         ("https://user:word@example.org/x.safetensors", "leave them out"),
         ("https://example.org/", "not the address of a file"),
+        ("https://huggingface.co/org/name/tree/main", "as the hub does: org/name$"),
         ("https:///x.safetensors", "not the address of a file"),
         ("https://[bad/x.safetensors", "not the address of a file"),
     ],

@@ -26,7 +26,7 @@ from deadreckon.errors import DeadreckonError, UnreachableError
 _PART = r"[A-Za-z0-9_][\w.-]*"
 _NAME = re.compile(rf"({_PART}(?:/{_PART})?)((?:/{_PART})*)(?:@([\w./-]+))?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_LIST_LIMIT = 50_000_000  # bytes: a repository of 100,000 files
+_LIST_LIMIT = 10_000_000  # bytes: a repository of tens of thousands of files
 _FILES_TO_LOAD = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py"]
 _COPIES = ["consolidated*.safetensors", "*.fp16.safetensors", "*.fp16-*.safetensors", "original/*", "onnx/*"]
 
@@ -195,13 +195,13 @@ class Repository(Store):
             return f"{label}: no such file in the repository"
         if status == 401 and "Invalid" in headers.get("x-error-message", ""):
             return f"{label}: the hub does not know your token: {log_in} anew"
-        if status in {401, 404}:
+        if code == "RepoNotFound" or (status in {401, 404} and label == self.label(PurePosixPath())):
             return (
                 f"{label}: no such file or directory here, and no such model on {self._endpoint}, or a private one "
                 f"(then {log_in})"
             )
         if status == 403:
-            return f"{label}: your token may not read it; its owner can allow that"
+            return f"{label}: you may not read it; its owner can allow that, then {log_in}"
         return f"{label}: the hub answered {status} {headers.get('x-error-message', '')}".rstrip()
 
 

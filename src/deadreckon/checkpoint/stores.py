@@ -14,6 +14,7 @@ from deadreckon.checkpoint.remote import Link, Web
 from deadreckon.errors import InputError, UnreachableError, UsageError
 
 _FIRST = 1 << 16  # what the first request for a file brings: most headers of shards, whole
+_HUBS = {"huggingface.co", "www.huggingface.co", "hf.co"}
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -201,7 +202,7 @@ def open_url(url: str) -> StoredPath:
         Its path; nothing was asked for yet.
 
     Raises:
-        UsageError: a name and password in it, no file's name, or http to another machine.
+        UsageError: a name and password in it, no file's name, a page of the hub, or http to another machine.
     """
     try:
         parts = urlsplit(url)
@@ -214,6 +215,8 @@ def open_url(url: str) -> StoredPath:
         raise UsageError(f"{parts.scheme}://{host}: a name and password in an address end up in logs: leave them out")
     if parts.scheme == "http" and host not in _LOCAL_HOSTS:
         raise UsageError(f"{url}: http can be altered on its way: write https")
+    if host in _HUBS and "/resolve/" not in parts.path:
+        raise UsageError(f"{url}: a page; name the model as the hub does: {'/'.join(parts.path.split('/')[1:3])}")
     folder = WebFolder(url)
     return StoredPath(folder, folder.named)
 
