@@ -364,6 +364,16 @@ def test_an_address_that_expired_is_asked_for_anew(repository, hub, monkeypatch)
     assert len(redirects) == 2
 
 
+def test_what_a_truncated_answer_lacks_is_asked_for(repository, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "_FIRST", 16)
+    name = "gpt_neox.final_layer_norm.weight"
+    checkpoint = open_model("org/neox")
+    stop = checkpoint.tensors[name].stop
+    hub.fail("^storage ", hub_server.short(10))
+    np.testing.assert_array_equal(checkpoint.vector(name), open_model(tmp_path / "local").vector(name))
+    assert hub.asked[-1].range == f"bytes={stop - 10}-{stop - 1}"
+
+
 def test_an_endless_answer_is_cut_off(repository, hub):
     hub.fail("^hub /api/", hub_server.endless)
     with pytest.raises(UnreachableError, match="more than the 10000000 bytes"):
