@@ -56,6 +56,21 @@ def _host() -> list[list[str]]:
     return rows
 
 
+def _hub() -> list[list[str]]:
+    figures = _figures("hub")
+    download = figures["snapshot_download_1_gb"]
+    rows = [["model on the hub", "way", "requests after the index", "bytes after it", "seconds, all in all"]]
+    rows.append(["---"] * 5)
+    for name, model in figures["models"].items():
+        for way, key in (("`read`", "read"), ("`get_safetensors_metadata`", "get_safetensors_metadata")):
+            after = model[key]["after_index"]
+            what = f"{name}: {model['what']}, {model['shards']} shards"
+            rows.append([what, way, str(after["requests"]), f"{after['bytes']:,}", f"{model[key]['seconds']:.2f}"])
+        size, seconds = model["bytes_of_weights"], download["extrapolated_seconds"][name]
+        rows.append([name, "`snapshot_download`, extrapolated", "", f"{size:,}", f"{seconds:.0f}"])
+    return rows
+
+
 def _peers() -> list[list[str]]:
     figures = _figures("peers")
     measure = figures["rows"]["deadreckon measure"]["seconds"]
@@ -130,6 +145,7 @@ def _figures(name: str) -> Any:
 
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
+    "hub": _hub,
     "engine": _engine,
     "host": _host,
     "peers": _peers,

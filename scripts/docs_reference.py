@@ -45,6 +45,7 @@ PAGES = (
     "docs/json.md",
     "docs/trace.md",
     "docs/census.md",
+    "docs/hub.md",
     "docs/scale.md",
 )
 SCHEMAS = "docs/schemas"

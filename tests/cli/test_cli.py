@@ -104,7 +104,7 @@ def test_measure_json_and_exit_code(called, minilm):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (("read", "no/such/model"), 3, "no such file"),
+        (("read", "./no/such/model"), 3, "no such file"),
         (("read", "random:no-such-model"), 2, "no-such-model"),
         (("read", "demo:nothing"), 2, "minilm"),
         (("read", ""), 2, "empty"),
@@ -134,7 +134,7 @@ def test_bad_requests_get_one_line_and_a_fitting_code(called, minilm, arguments,
 
 def test_debug_shows_the_traceback():
     with pytest.raises(Exception, match="no such file"):
-        cli.main(["--debug", "read", "no/such/model"])
+        cli.main(["--debug", "read", "./no/such/model"])
 
 
 def test_internal_errors_have_their_own_code(called, monkeypatch):

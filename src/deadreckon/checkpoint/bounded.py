@@ -11,11 +11,11 @@ import stat
 import struct
 from collections.abc import Iterable
 from itertools import islice, pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deadreckon.checkpoint.places import Place, RemotePath
 from deadreckon.errors import DeadreckonError, InputError, UnreachableError
 
 HEADER_LIMIT = 100_000_000
@@ -25,6 +25,7 @@ CONFIG_LIMIT = 10_000_000
 """Longest config.json believed, bytes."""
 
 _BLOCK = 1 << 15
+_REMOTE_BLOCK = 1 << 17  # where each read is a request; from then on as much again as was read
 
 _FIRST_BYTES = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes: it holds a pickle, and pickles are not opened here"),
@@ -39,13 +40,13 @@ _FIRST_BYTES = (
 )
 
 
-def guess_content(path: Path) -> str:
+def guess_content(path: Place) -> str:
     """What the first bytes of a file that is not what its name says suggest, or an empty string."""
     first = first_bytes(path, 32)
     return next((what for magic, what in _FIRST_BYTES if first.startswith(magic)), "")
 
 
-def file_size(path: Path) -> int:
+def file_size(path: Place) -> int:
     """Size of a regular file, bytes.
 
     Args:
@@ -58,6 +59,8 @@ def file_size(path: Path) -> int:
         InputError: a directory, pipe or device.
         UnreachableError: missing, or not permitted.
     """
+    if isinstance(path, RemotePath):
+        return path.size()
     try:
         status = path.stat()
     except (OSError, ValueError) as error:
@@ -67,7 +70,7 @@ def file_size(path: Path) -> int:
     return status.st_size
 
 
-def read_range(path: Path, start: int, count: int, what: str) -> bytes:
+def read_range(path: Place, start: int, count: int, what: str) -> bytes:
     """The bytes ``path[start:start + count]``, all of them.
 
     Args:
@@ -86,6 +89,8 @@ def read_range(path: Path, start: int, count: int, what: str) -> bytes:
     size = file_size(path)
     if start < 0 or count < 0 or start + count > size:
         raise InputError(cut_short(path, what, start + count, size))
+    if isinstance(path, RemotePath):
+        return path.read(start, count)
     try:
         with path.open("rb", buffering=0) as file:
             file.seek(start)
@@ -99,7 +104,7 @@ def read_range(path: Path, start: int, count: int, what: str) -> bytes:
     return raw
 
 
-def first_bytes(path: Path, count: int) -> bytes:
+def first_bytes(path: Place, count: int) -> bytes:
     """Up to `count` bytes from the start of the file; none where there is no readable file."""
     try:
         return read_range(path, 0, min(count, file_size(path)), "the start")
@@ -107,7 +112,7 @@ def first_bytes(path: Path, count: int) -> bytes:
         return b""
 
 
-def read_json(path: Path, limit: int) -> tuple[Any, int]:
+def read_json(path: Place, limit: int) -> tuple[Any, int]:
     """The content of a JSON file, and its size in bytes.
 
     Args:
@@ -162,19 +167,19 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def unreachable(path: Path, error: Exception) -> str:
+def unreachable(path: Place, error: Exception) -> str:
     """The message for a path that the operating system would not open."""
     if isinstance(error, FileNotFoundError):
         return f"{path}: no such file or directory"
     return f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})"
 
 
-def cut_short(path: Path, what: str, end: int, size: int) -> str:
+def cut_short(path: Place, what: str, end: int, size: int) -> str:
     """The message for something that reaches past the end of the file."""
     return f"{path}: {what} should end at byte {end}, but the file has {size}: it was cut short or is damaged"
 
 
-def no_such_tensor(path: Path, name: str, names: Iterable[str], hint: str = "") -> str:
+def no_such_tensor(path: Place, name: str, names: Iterable[str], hint: str = "") -> str:
     """The message for a tensor that is not in the checkpoint, with the closest of its names."""
     from difflib import get_close_matches
 
@@ -195,7 +200,7 @@ class Cursor:
         bytes_read: bytes read so far; what is skipped over within a block counts, what lies beyond it does not.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self.size = file_size(path)
         self.limit = min(self.size, HEADER_LIMIT)
@@ -256,7 +261,8 @@ class Cursor:
             self._check_end(count, what)
             left = self._block[at:]
             begin = self.position + len(left)
-            fresh = read_range(self.path, begin, min(max(_BLOCK, count - len(left)), self.limit - begin), what)
+            ahead = max(_REMOTE_BLOCK, self.bytes_read) if isinstance(self.path, RemotePath) else _BLOCK
+            fresh = read_range(self.path, begin, min(max(ahead, count - len(left)), self.limit - begin), what)
             self.bytes_read += len(fresh)
             self._block, self._block_start, at = left + fresh, self.position, 0
         return at

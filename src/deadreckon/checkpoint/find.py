@@ -85,6 +85,9 @@ class _Finder:
             for name in row.names:
                 stems = self._ending_in(name, row.gain) or self._ending_in(name, row.gain, loose=True)
                 found |= {stem: row for stem in stems if stem not in found}
+        leaves = (*GAINS, *SHIFTS)
+        ours = (f"{stem}.{leaf}" for stem in found for leaf in leaves)
+        self.checkpoint.prefetch([self.vectors[name] for name in ours if name in self.vectors])
         return [self._read(stem, found[stem], "block") for stem in sorted(found, key=layer_order) if stem not in known]
 
     def named(self, name: str) -> Norm:
@@ -145,6 +148,7 @@ class _Finder:
                 "say --kind layernorm or --kind rmsnorm (and --gain-offset 1 if it stores gain - 1)"
             )
         offset = row.offset if self.gain_offset is None else self.gain_offset
+        self.checkpoint.prefetch([gain_name] if shift_name is None else [gain_name, shift_name])
         gain = effective_gain(self.checkpoint.vector(gain_name), offset, what=f"{path}: {gain_name}")
         shift = None if shift_name is None else self.checkpoint.vector(shift_name)
         return Norm(stem, norm_kind(kind), gain, shift, role, float(offset), row.groups, row.eps)

@@ -6,13 +6,14 @@ A format is added by deriving from `Checkpoint` and calling `register_format`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from deadreckon.checkpoint.places import Place, RemotePath, fetch_ahead
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class TensorEntry:
     name: str
     dtype: str
     shape: tuple[int, ...]
-    path: Path
+    path: Place
     start: int
     stop: int
 
@@ -39,23 +40,27 @@ class Checkpoint(ABC):
         path: the file or directory that was named.
         config: the model's configuration as a mapping (empty when there is none).
         tensors: every tensor's entry by name.
-        bytes_read: bytes read from disk so far, header and config included.
+        bytes_read: bytes read so far, header and config included.
+        revision: the commit on the hub that it is of; None for other places.
+        reads_remote: whether the format is read through byte ranges alone, so that a `RemotePath` will do.
     """
 
     format: ClassVar[str]
-    path: Path
+    reads_remote: ClassVar[bool] = False
+    path: Place
     config: Mapping[str, Any]
     tensors: Mapping[str, TensorEntry]
     bytes_read: int
+    revision: str | None = None
 
     @classmethod
     @abstractmethod
-    def recognises(cls, path: Path) -> bool:
+    def recognises(cls, path: Place) -> bool:
         """Whether `path` looks like this format (by its name and first bytes, not by parsing it)."""
 
     @classmethod
     @abstractmethod
-    def open(cls, path: Path) -> Checkpoint:
+    def open(cls, path: Place) -> Checkpoint:
         """Read header and config.
 
         Raises:
@@ -70,6 +75,17 @@ class Checkpoint(ABC):
         Raises:
             InputError: no such tensor, not a vector, or a dtype that holds no plain numbers.
         """
+
+    def prefetch(self, names: Collection[str], *, entries_only: bool = False) -> None:
+        """Get tensors that will be asked for, in as few requests as they take; nothing where the files are at hand.
+
+        Args:
+            names: tensors of the checkpoint; `vector` says what is wrong with one that cannot be had.
+            entries_only: get what their shapes need, not their numbers.
+        """
+        if isinstance(self.path, RemotePath) and not entries_only:
+            entries = [self.tensors[name] for name in names]
+            fetch_ahead((e.path, e.start, e.stop) for e in entries if len(e.shape) == 1)
 
     @property
     @abstractmethod
@@ -86,6 +102,7 @@ def register_format(format_type: type[Checkpoint]) -> type[Checkpoint]:
     return format_type
 
 
-def format_of(path: Path) -> type[Checkpoint] | None:
+def format_of(path: Place) -> type[Checkpoint] | None:
     """The first registered format that recognises `path`, or None."""
-    return next((format_type for format_type in _FORMATS if format_type.recognises(path)), None)
+    able = (f for f in _FORMATS if f.reads_remote or not isinstance(path, RemotePath))
+    return next((format_type for format_type in able if format_type.recognises(path)), None)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import struct
 from math import prod
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from deadreckon.checkpoint.bounded import Cursor, cut_short, first_bytes, guess_content, no_such_tensor
 from deadreckon.checkpoint.elements import read_vector
 from deadreckon.checkpoint.format import Checkpoint, TensorEntry, register_format
+from deadreckon.checkpoint.places import Place
 from deadreckon.errors import InputError
 
 _MAGIC = b"GGUF"
@@ -89,8 +89,9 @@ class GgufCheckpoint(Checkpoint):
     """A GGUF file. Its config is the metadata: scalars and short arrays of numbers, by their dotted keys."""
 
     format: ClassVar[str] = "gguf"
+    reads_remote: ClassVar[bool] = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         walk = _Walk(path)
         tensor_count, pair_count = walk.opening()
@@ -99,12 +100,12 @@ class GgufCheckpoint(Checkpoint):
         self.bytes_read = walk.bytes_read
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
+    def recognises(cls, path: Place) -> bool:
         """Whether the file has this format's name or first bytes."""
         return path.suffix == ".gguf" or first_bytes(path, 4) == _MAGIC
 
     @classmethod
-    def open(cls, path: Path) -> GgufCheckpoint:
+    def open(cls, path: Place) -> GgufCheckpoint:
         """Walk the header."""
         return cls(path)
 
@@ -144,7 +145,7 @@ class GgufCheckpoint(Checkpoint):
 class _Walk(Cursor):
     """The parts of a GGUF header in their order: opening, metadata, tensors."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         super().__init__(path)
         self._values = 0
 

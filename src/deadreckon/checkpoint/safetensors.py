@@ -7,9 +7,8 @@ for are read. Of a sharded checkpoint only the headers of the shards that hold t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from os.path import exists, isdir  # unlike Path's, these answer False where they may not look
-from pathlib import Path, PureWindowsPath
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import PureWindowsPath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,6 +29,7 @@ from deadreckon.checkpoint.bounded import (
 )
 from deadreckon.checkpoint.elements import read_vector
 from deadreckon.checkpoint.format import Checkpoint, TensorEntry, register_format
+from deadreckon.checkpoint.places import Place, RemotePath, at_once, exists, is_dir, names_in
 from deadreckon.errors import InputError, UnreachableError
 
 _FILE = ".safetensors"
@@ -51,30 +51,37 @@ class SafetensorsCheckpoint(Checkpoint):
     """A safetensors file, index or directory."""
 
     format: ClassVar[str] = "safetensors"
+    reads_remote: ClassVar[bool] = True
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
         self.bytes_read = 0
-        self._shards: dict[Path, dict[str, TensorEntry]] = {}
+        self._shards: dict[Place, dict[str, TensorEntry]] = {}
+        self._shard_of: Callable[[str], Place]
         weights = path
-        if isdir(path):
+        if is_dir(path):
             weights = _weights(path)
             if weights.parent != path:
                 self.bytes_read += file_size(path / "modules.json")
         self.config: Mapping[str, Any] = self._read_config(weights.parent / "config.json")
-        self.tensors: Mapping[str, TensorEntry] = (
-            self._read_index(weights) if weights.name.endswith(_INDEX) else self._shard(weights)
-        )
+        self.tensors: Mapping[str, TensorEntry]
+        if weights.name.endswith(_INDEX):
+            weight_map = self._read_index(weights)
+            self._shard_of = lambda name: weights.parent / weight_map[name]
+            self.tensors = _LazyTensors(weight_map, lambda name: self._locate(name, weights))
+        else:
+            self._shard_of = lambda name: weights
+            self.tensors = self._shard(weights)
 
     @classmethod
-    def recognises(cls, path: Path) -> bool:
+    def recognises(cls, path: Place) -> bool:
         """Whether `path` is a directory with safetensors, or a file with their name or first bytes."""
-        if isdir(path):
+        if is_dir(path):
             return bool(_weight_names(_weight_folder(path)))
         return path.name.endswith((_FILE, _INDEX)) or first_bytes(path, 9)[8:] == b"{"
 
     @classmethod
-    def open(cls, path: Path) -> SafetensorsCheckpoint:
+    def open(cls, path: Place) -> SafetensorsCheckpoint:
         """Read the config and the header or the index."""
         return cls(path)
 
@@ -104,7 +111,7 @@ class SafetensorsCheckpoint(Checkpoint):
         name = self.config.get("model_type")
         return name if isinstance(name, str) else None
 
-    def _read_config(self, path: Path) -> dict[str, Any]:
+    def _read_config(self, path: Place) -> dict[str, Any]:
         if not exists(path):
             return {}
         config, size = read_json(path, CONFIG_LIMIT)
@@ -113,7 +120,18 @@ class SafetensorsCheckpoint(Checkpoint):
             raise InputError(f"{path}: expected a JSON object with the model's settings")
         return config
 
-    def _read_index(self, path: Path) -> Mapping[str, TensorEntry]:
+    def prefetch(self, names: Collection[str], *, entries_only: bool = False) -> None:
+        """Get the headers of the shards that hold some tensors, then the tensors' bytes; see `Checkpoint.prefetch`."""
+        if isinstance(self.path, RemotePath):
+            shards = dict.fromkeys(self._shard_of(name) for name in names)
+            unread = [shard for shard in shards if shard not in self._shards and exists(shard)]
+            for shard, (entries, header_bytes) in zip(unread, at_once(read_header, unread), strict=True):
+                self._shards[shard] = entries
+                self.bytes_read += header_bytes
+            super().prefetch(names, entries_only=entries_only)
+
+    def _read_index(self, path: Place) -> dict[str, str]:
+        """Shard file by tensor name."""
         index, size = read_json(path, HEADER_LIMIT)
         self.bytes_read += size
         weight_map = index.get("weight_map") if isinstance(index, dict) else None
@@ -125,19 +143,18 @@ class SafetensorsCheckpoint(Checkpoint):
                     f"{path}: tensor {name!r} is said to lie in {shard!r}; "
                     "a shard must be named by its bare file name and lie beside the index"
                 )
+        return weight_map
 
-        def locate(name: str) -> TensorEntry:
-            shard = path.parent / weight_map[name]
-            if not exists(shard):
-                raise UnreachableError(f"{shard}: no such file; {path.name} says that it holds tensor {name!r}")
-            entries = self._shard(shard)
-            if name not in entries:
-                raise InputError(f"{shard}: no tensor {name!r}, although {path.name} says that it lies here")
-            return entries[name]
+    def _locate(self, name: str, index: Place) -> TensorEntry:
+        shard = self._shard_of(name)
+        if not exists(shard):
+            raise UnreachableError(f"{shard}: no such file; {index.name} says that it holds tensor {name!r}")
+        entries = self._shard(shard)
+        if name not in entries:
+            raise InputError(f"{shard}: no tensor {name!r}, although {index.name} says that it lies here")
+        return entries[name]
 
-        return _LazyTensors(weight_map, locate)
-
-    def _shard(self, path: Path) -> dict[str, TensorEntry]:
+    def _shard(self, path: Place) -> dict[str, TensorEntry]:
         """The entries of one file, its header read once."""
         if path not in self._shards:
             self._shards[path], header_bytes = read_header(path)
@@ -167,7 +184,7 @@ class _LazyTensors(Mapping[str, TensorEntry]):
         return len(self._names)
 
 
-def read_header(path: Path) -> tuple[dict[str, TensorEntry], int]:
+def read_header(path: Place) -> tuple[dict[str, TensorEntry], int]:
     """Entries of one safetensors file, and the bytes read for them.
 
     Args:
@@ -205,7 +222,7 @@ def _wrong_start(start: bytes, length: int, size: int) -> str:
     return f"its header starts with {start[8:]!r} instead of '{{'"
 
 
-def _entry(path: Path, name: str, fields: Any, data: int, size: int) -> TensorEntry:
+def _entry(path: Place, name: str, fields: Any, data: int, size: int) -> TensorEntry:
     """One checked entry of the header; `data` is where the tensors' bytes begin."""
     where = f"{path}: tensor {name!r}"
     if not isinstance(fields, dict) or not {"dtype", "shape", "data_offsets"} <= fields.keys():
@@ -241,7 +258,7 @@ def _bits(shape: list[int], width: int, most: int) -> int:
     return total
 
 
-def _check_cover(path: Path, entries: Mapping[str, TensorEntry], data: int, size: int) -> None:
+def _check_cover(path: Place, entries: Mapping[str, TensorEntry], data: int, size: int) -> None:
     """Refuse tensors that overlap, and bytes that belong to none: something could hide there."""
     end, before = data, "the header"
     for entry in sorted(entries.values(), key=lambda entry: (entry.start, entry.stop)):
@@ -255,14 +272,14 @@ def _check_cover(path: Path, entries: Mapping[str, TensorEntry], data: int, size
         raise InputError(f"{path}: {size - end} bytes after {before} belong to no tensor")
 
 
-def _weight_names(directory: Path) -> list[str]:
+def _weight_names(directory: Place) -> list[str]:
     try:
-        return sorted(entry.name for entry in directory.iterdir() if entry.name.endswith((_FILE, _INDEX)))
+        return [name for name in names_in(directory) if name.endswith((_FILE, _INDEX))]
     except OSError as error:
         raise UnreachableError(unreachable(directory, error)) from None
 
 
-def _weight_folder(directory: Path) -> Path:
+def _weight_folder(directory: Place) -> Place:
     """Where the weights lie: sentence-transformers may keep the transformer in a folder that modules.json names."""
     modules = directory / "modules.json"
     if _weight_names(directory) or not exists(modules):
@@ -271,12 +288,12 @@ def _weight_folder(directory: Path) -> Path:
     for module in listed if isinstance(listed, list) else ():
         if isinstance(module, dict) and str(module.get("type")).endswith(".Transformer"):
             folder = module.get("path")
-            if isinstance(folder, str) and _is_plain_name(folder) and isdir(directory / folder):
+            if isinstance(folder, str) and _is_plain_name(folder) and is_dir(directory / folder):
                 return directory / folder
     return directory
 
 
-def _weights(directory: Path) -> Path:
+def _weights(directory: Place) -> Place:
     """The file or index to read in a directory, chosen as transformers chooses."""
     folder = _weight_folder(directory)
     names = _weight_names(folder)

@@ -4,9 +4,14 @@
 ``DIR``                                   a directory with safetensors and config.json
 ``x.safetensors``, ``….index.json``       one safetensors file, or an index over shards
 ``x.gguf``                                a GGUF file
+``ORG/NAME[/PATH][@REVISION]``            a model on the Hugging Face hub, or a file or folder in its repository
+``https://…/x.safetensors``               a file on a web server that serves byte ranges
 ``random:NAME[#SEED]``                    a published configuration of the zoo with random weights
 ``demo:NAME``                             a small trained model that a package ships
 ========================================  ============================================================
+
+What exists on this machine is meant first: a directory ``org/name`` wins over the model of that name, and ``./`` before
+a path says that nothing else is meant. The oldest models of the hub have one name without a slash (``gpt2``).
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from os.path import lexists
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,20 +27,21 @@ from deadreckon.checkpoint import gguf, safetensors  # noqa: F401 - importing a 
 from deadreckon.checkpoint.bounded import guess_content, unreachable
 from deadreckon.checkpoint.demo import demo_names, demo_path
 from deadreckon.checkpoint.format import Checkpoint, format_of
+from deadreckon.checkpoint.places import Place, is_dir, names_in
 from deadreckon.errors import InputError, UnreachableError, UsageError
 
 if TYPE_CHECKING:
+    from deadreckon.checkpoint.hub import HubName
     from deadreckon.checkpoint.zoo import ZooEntry
 
 ACCEPTED = (
     "a directory with safetensors and config.json, a .safetensors file or its .index.json, a .gguf file, "
-    "random:NAME[#SEED], or demo:NAME"
+    "a model on the hub (ORG/NAME[@REVISION]), an https address, random:NAME[#SEED], or demo:NAME"
 )
 """What a model may be, in words."""
 
 _PREFIX = re.compile(r"([a-z][a-z0-9+-]+):(.*)", re.DOTALL)  # two characters or more: C:\ is a path
 _SHORT_NAME = re.compile(r"[a-z0-9.-]+")
-_HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _FOREIGN = {
     **dict.fromkeys(
@@ -55,21 +62,23 @@ class Source:
 
     Attributes:
         scheme: where it comes from.
-        name: the path, the zoo's name or the demo's name.
+        name: the path, the address, the hub's, the zoo's or the demo's name.
         seed: seed of the random weights, where one was given.
     """
 
-    scheme: Literal["file", "random", "demo"]
+    scheme: Literal["file", "hub", "url", "random", "demo"]
     name: str
     seed: int | None = None
 
     def __str__(self) -> str:
-        prefix = "" if self.scheme == "file" else f"{self.scheme}:"
+        if self.scheme == "url":
+            return self.name.partition("?")[0]  # a query may be a signature
+        prefix = f"{self.scheme}:" if self.scheme in {"random", "demo"} else ""
         return prefix + self.name + ("" if self.seed is None else f"#{self.seed}")
 
 
 def parse_model(model: str | os.PathLike[str]) -> Source:
-    """Take a model's name apart; no file is looked at.
+    """Take a model's name apart; of files only whether they exist is looked at.
 
     Args:
         model: a name of the grammar above. A `pathlib.Path` is always a path.
@@ -86,8 +95,10 @@ def parse_model(model: str | os.PathLike[str]) -> Source:
         raise UsageError(f"the model's name is empty: name {ACCEPTED}")
     match = _PREFIX.fullmatch(model)
     if not match:
-        return Source("file", model)
+        return Source("hub" if _is_for_the_hub(model) else "file", model)
     scheme, rest = match.groups()
+    if scheme in {"https", "http"}:
+        return Source("url", model)
     if scheme == "demo":
         return Source("demo", _short_name(model, rest))
     if scheme == "random":
@@ -102,22 +113,28 @@ def parse_model(model: str | os.PathLike[str]) -> Source:
 
 
 def resolve(source: Source) -> Path | ZooEntry:
-    """What a source stands for: a path that exists, or an entry of the zoo.
+    """What a source stands for on this machine: a path that exists, or an entry of the zoo.
 
     Args:
-        source: a parsed name.
+        source: a parsed name. The files of a `hub` model are downloaded into huggingface_hub's cache.
 
     Returns:
-        The file or directory of a `file` or `demo`, the published configuration of a `random`.
+        The file or directory of a `file`, `hub` or `demo`, the published configuration of a `random`.
 
     Raises:
-        UsageError: no demo or zoo entry of that name.
-        UnreachableError: nothing is there.
+        UsageError: no demo or zoo entry of that name, or a web address, which is read and not downloaded.
+        UnreachableError: nothing is there, or it cannot be downloaded.
     """
     if source.scheme == "random":
         from deadreckon.checkpoint.zoo import zoo_entry
 
         return zoo_entry(source.name)
+    if source.scheme == "url":
+        raise UsageError(f"{source}: one file on a web server can be read, not run: download it with its config.json")
+    if source.scheme == "hub":
+        from deadreckon.checkpoint import hub
+
+        return hub.download(_hub_name(source))
     return demo_path(source.name) if source.scheme == "demo" else _local_path(source.name)
 
 
@@ -128,7 +145,7 @@ def open_model(model: str | os.PathLike[str] | Source) -> Checkpoint:
         model: a name, or a parsed one.
 
     Returns:
-        The opened checkpoint.
+        The opened checkpoint. One elsewhere is read by byte ranges, none of it is downloaded whole.
 
     Raises:
         UsageError: not a name of the grammar, or a `random:` one, which has no file.
@@ -136,12 +153,48 @@ def open_model(model: str | os.PathLike[str] | Source) -> Checkpoint:
         UnreachableError: nothing is there, or it cannot be read.
     """
     source = model if isinstance(model, Source) else parse_model(model)
+    place, revision = _place(source)
+    if not (format_type := format_of(place)):
+        raise InputError(f"{place}: {_why_not(place)}")
+    checkpoint = format_type.open(place)
+    checkpoint.revision = revision
+    return checkpoint
+
+
+def _place(source: Source) -> tuple[Place, str | None]:
+    """Where a source's checkpoint lies, and the commit that it is of."""
+    if source.scheme == "hub":
+        from deadreckon.checkpoint import hub
+
+        return hub.open_hub(_hub_name(source))
+    if source.scheme == "url":
+        from deadreckon.checkpoint.stores import open_url
+
+        return open_url(source.name), None
     path = resolve(source)
     if not isinstance(path, Path):
         raise UsageError(f"{source}: a configuration with random weights has no checkpoint to open")
-    if format_type := format_of(path):
-        return format_type.open(path)
-    raise InputError(f"{path}: {_why_not(path)}")
+    return path, None
+
+
+def _is_for_the_hub(model: str) -> bool:
+    """Whether a name that has no scheme can only be one of the hub."""
+    if lexists(model) or model in demo_names():
+        return False
+    # Two parts that end as a file does are a path that is not there; a file on the hub comes after two.
+    if model.count("/") < 2 and model.partition("@")[0].endswith((".safetensors", ".gguf", ".json", *_FOREIGN)):
+        return False
+    from deadreckon.checkpoint.hub import HubName
+
+    return HubName.parse(model) is not None
+
+
+def _hub_name(source: Source) -> HubName:
+    from deadreckon.checkpoint.hub import HubName
+
+    if (name := HubName.parse(source.name)) is None:
+        raise UsageError(f"{source}: not a name on the hub: write ORG/NAME[/PATH][@REVISION]")
+    return name
 
 
 def _short_name(model: str, name: str) -> str:
@@ -163,26 +216,16 @@ def _local_path(name: str) -> Path:
 
 def _hint(name: str) -> str:
     """What may have been meant by a path that is not there."""
-    if name in demo_names():
-        return f"; did you mean demo:{name}?"
-    match = _HUB_NAME.fullmatch(name)
-    if not match or name.startswith(".") or name.endswith((".safetensors", ".gguf", ".json", *_FOREIGN)):
-        return ""
-    repository, revision = match.groups()
-    option = f" --revision {revision}" if revision else ""
-    return (
-        "; models on a hub are not read by this version: download it first "
-        f"(hf download {repository}{option} --local-dir DIR) and name the directory"
-    )
+    return f"; did you mean demo:{name}?" if name in demo_names() else ""
 
 
-def _why_not(path: Path) -> str:
+def _why_not(path: Place) -> str:
     """Why no format recognises a path that exists, and what to do."""
-    if not path.is_dir():
+    if not is_dir(path):
         return (
             _FOREIGN.get(path.suffix) or guess_content(path) or f"not a checkpoint that is read here; name {ACCEPTED}"
         )
-    names = sorted(os.listdir(path))
+    names = names_in(path)
     if pickles := [name for name in names if name.endswith(_PICKLES)]:
         return f"holds {pickles[0]} and no safetensors: {_FOREIGN['.bin']}"
     if ggufs := [name for name in names if name.endswith(".gguf")]:

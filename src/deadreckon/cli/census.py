@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deadreckon.cli.output import emit, model_argument, output_options
+from deadreckon.cli.output import emit, model_argument, offline_option, output_options
 from deadreckon.errors import UsageError
 from deadreckon.verbs.census import census as census_of
 
@@ -22,6 +22,7 @@ _SHOWN = 6
 @click.command()
 @model_argument
 @click.option("--emit", "direction", metavar="FAMILY:INDEX", help="One dead direction by tensor, for --save.")
+@offline_option
 @output_options
 def census(model: str, direction: str | None, as_json: bool, out: Path | None, save: Path | None, quiet: bool) -> None:
     """Exactly dead parameter dimensions of MODEL, from shapes, ties and norms alone: no torch, no forward pass."""

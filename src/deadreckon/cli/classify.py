@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deadreckon.cli.output import emit, output_options
+from deadreckon.cli.output import emit, offline_option, output_options
 from deadreckon.verbs.classify import classify as classify_models
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@offline_option
 @output_options
 def classify(models: tuple[str, ...], as_json: bool, out: Path | None, save: Path | None, quiet: bool) -> None:
     """Whether each MODEL ends in a LayerNorm, an RMSNorm or neither, from its parameters, with the evidence."""

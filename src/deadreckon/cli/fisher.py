@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deadreckon.cli.measure import input_options, place_options, prepare_torch
-from deadreckon.cli.output import emit, model_argument, output_options, progress
+from deadreckon.cli.output import emit, model_argument, offline_option, output_options, progress
 from deadreckon.errors import UsageError
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ NOT_DEAD = 1
 @click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of a random: model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights, inputs and directions.")
 @place_options
+@offline_option
 @output_options
 def fisher(
     model: str, sites: tuple[str, ...], as_json: bool, out: Path | None, save: Path | None, quiet: bool, **options: Any

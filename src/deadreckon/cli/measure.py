@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from deadreckon.cli.output import emit, output_options, progress
+from deadreckon.cli.output import emit, offline_option, output_options, progress
 from deadreckon.errors import UnreachableError, UsageError
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def place_options(command: _Command) -> _Command:
 @place_options
 @click.option("--shard", metavar="i/n", help="Measure one of n shares of the tokens and --save its moments.")
 @click.option("--merge", is_flag=True, help="Conclude from the files that all shards saved.")
+@offline_option
 @output_options
 def measure(
     models: tuple[str, ...],

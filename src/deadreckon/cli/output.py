@@ -29,6 +29,20 @@ _PATH: Any = click.Path(path_type=Path)
 model_argument = click.argument("model")
 
 
+def _go_offline(context: click.Context, option: click.Parameter, offline: bool) -> None:
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # huggingface_hub's own switch, which what is imported later heeds too
+
+
+offline_option = click.option(
+    "--offline",
+    is_flag=True,
+    expose_value=False,
+    callback=_go_offline,
+    help="Ask no hub: models there are read from the cache.",
+)
+
+
 def output_options(command: _Command) -> _Command:
     """Add --json, --out, --save and --quiet."""
     options: list[Callable[[_Command], _Command]] = [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deadreckon.cli.output import emit, model_argument, output_options
+from deadreckon.cli.output import emit, model_argument, offline_option, output_options
 from deadreckon.verbs.read import read as read_model
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     "--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance."
 )
 @click.option("--stream", is_flag=True, help="Bound the residual stream's coordinates too (reads the embedding).")
+@offline_option
 @output_options
 def read(
     model: str,
@@ -87,6 +88,10 @@ def _in_words(reading: Reading) -> list[str]:
     elif top.kernel_dim == 0:
         lines.append("no exact dead direction: this norm does not subtract the mean and no gain is zero")
     lines.append(f"{reading.bytes_read:,} bytes read in {reading.seconds * 1e3:.0f} ms")
+    if reading.revision is not None:
+        lines.append(f"at revision {reading.revision}")
+    if reading.transfer is not None:
+        lines.append(f"{reading.transfer.requests} requests, {reading.transfer.bytes:,} bytes received")
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deadreckon.cli.measure import input_options, place_options, prepare_torch
-from deadreckon.cli.output import emit, model_argument, output_options, progress
+from deadreckon.cli.output import emit, model_argument, offline_option, output_options, progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,6 +72,7 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
 @click.option("--affine", metavar="lognormal:SIGMA", help="Redraw gains and shifts of a random: model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and inputs.")
 @place_options
+@offline_option
 @output_options
 def trace(model: str, as_json: bool, out: Path | None, save: Path | None, quiet: bool, **options: Any) -> int:
     """Follow MODEL's residual stream block by block: where it loses a direction, and why."""

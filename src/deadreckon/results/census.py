@@ -59,8 +59,9 @@ class Census(Record):
         norms: number of norms that were taken into account.
         emitted: the direction asked for, null without ``--emit``.
         notes: what a reader of the numbers has to know.
-        bytes_read: bytes read from disk: config, headers and norm tensors.
+        bytes_read: bytes read: config, headers and norm tensors.
         seconds: wall time, imports not included.
+        revision: the commit on the hub that was read; None for other places.
     """
 
     kind_of_record: ClassVar[str] = "deadreckon.census/1"
@@ -80,6 +81,7 @@ class Census(Record):
     notes: list[str]
     bytes_read: int
     seconds: float
+    revision: str | None = None
 
     def headline(self) -> list[tuple[str, str]]:
         """Parameters, dead dimensions, and the bound."""

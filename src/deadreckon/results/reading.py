@@ -67,6 +67,19 @@ class FileStamp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What went over the network.
+
+    Attributes:
+        requests: HTTP requests, redirects that were followed and second attempts counted.
+        bytes: received in the bodies of answers.
+    """
+
+    requests: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class NormReading:
     """What a norm's parameters say about its output.
 
@@ -175,8 +188,10 @@ class Reading(NormReading, Record):
         norms: every norm asked for, the top-level one first.
         evidence: why the top-level norm is taken to be of its kind.
         files: what was opened.
-        bytes_read: bytes read from disk: config, headers and norm tensors, and what `stream` has read.
+        bytes_read: bytes read: config, headers and norm tensors, and what `stream` has read.
         seconds: wall time of the read, imports not included.
+        revision: the commit on the hub that was read; None for other places.
+        transfer: what that took over the network; None for files of this machine.
         stream: bounds of the residual stream's coordinates, where asked for (``--stream``).
     """
 
@@ -187,6 +202,8 @@ class Reading(NormReading, Record):
     files: list[FileStamp]
     bytes_read: int
     seconds: float
+    revision: str | None = None
+    transfer: Transfer | None = None
     stream: StreamReading | None = None
 
     def headline(self) -> list[tuple[str, str]]:
@@ -201,12 +218,13 @@ class Reading(NormReading, Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """The kind of a model's final norm, with the evidence and what contradicts it."""
+    """The kind of a model's final norm, with the evidence and what contradicts it; `revision` for one on the hub."""
 
     model: str
     kind: str
     evidence: list[Evidence]
     contradictions: list[str]
+    revision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

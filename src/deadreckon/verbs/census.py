@@ -46,7 +46,8 @@ def census(model: str | os.PathLike[str] | nn.Module, *, emit: str | None = None
     """The number of exactly dead parameter dimensions, by family, and the bound that follows.
 
     Args:
-        model: a MODEL name (directory, safetensors file, ``random:NAME``, ``demo:NAME``) or a loaded module.
+        model: a MODEL name (directory, safetensors file, model on the hub, ``random:NAME``, ``demo:NAME``) or a loaded
+            module.
         emit: ``FAMILY:INDEX``, a direction to put into the record's `vectors`, by tensor: the derivative at which the
             dead curve sets off (for all families but gain_scaling and joint_weight_beta the curve is that line).
 
@@ -61,6 +62,9 @@ def census(model: str | os.PathLike[str] | nn.Module, *, emit: str | None = None
     started = time.perf_counter()
     subject = _of_module(model) if not isinstance(model, str | os.PathLike) else _of_name(model)
     anatomy = subject.anatomy
+    if subject.checkpoint is not None:
+        parameters = (name for site in anatomy.norms for name in (site.gain, site.shift))
+        subject.checkpoint.prefetch([name for name in parameters if name is not None])
     norms = {site.name: _norm(subject, site) for site in anatomy.norms}
     found = dead_parameters(anatomy, norms)
     generic = dead_parameters(anatomy, {name: _in_general_position(norm) for name, norm in norms.items()})
@@ -86,6 +90,7 @@ def census(model: str | os.PathLike[str] | nn.Module, *, emit: str | None = None
         notes=subject.notes,
         bytes_read=subject.checkpoint.bytes_read if subject.checkpoint else 0,
         seconds=time.perf_counter() - started,
+        revision=subject.checkpoint.revision if subject.checkpoint else None,
     )
     return record.with_vectors(lambda: vectors)
 
@@ -111,6 +116,7 @@ def _of_name(model: str | os.PathLike[str]) -> _Subject:
         raise UsageError(f"{where}: there is no config naming the architecture; put config.json beside the file")
     classes = config.get("architectures")
     class_name = classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
+    checkpoint.prefetch(list(checkpoint.tensors), entries_only=True)
     shapes = {name: checkpoint.tensors[name].shape for name in checkpoint.tensors}
     anatomy = anatomy_of(model_type, class_name, config, shapes, where)
     extra = [name for name in shapes if name not in anatomy.tensors and name not in (anatomy.ties or {})]

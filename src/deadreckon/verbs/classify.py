@@ -37,22 +37,25 @@ def classify(*models: str | os.PathLike[str] | nn.Module) -> Classifications:
         raise UsageError("no model to classify: name at least one")
     results = []
     for model in models:
-        name, evidence = _evidence(model)
+        name, revision, evidence = _evidence(model)
         kind, contradictions = conclude(evidence)
-        results.append(Classification(model=name, kind=kind, evidence=evidence, contradictions=contradictions))
+        results.append(
+            Classification(model=name, kind=kind, evidence=evidence, contradictions=contradictions, revision=revision)
+        )
     return Classifications(model=", ".join(result.model for result in results), results=results)
 
 
-def _evidence(model: str | os.PathLike[str] | nn.Module) -> tuple[str, list[Evidence]]:
+def _evidence(model: str | os.PathLike[str] | nn.Module) -> tuple[str, str | None, list[Evidence]]:
+    """Name, revision and evidence of one model."""
     if not isinstance(model, str | os.PathLike):
         reading = read(model)
-        return reading.model, reading.evidence
+        return reading.model, None, reading.evidence
     source = parse_model(model)
     if source.scheme == "random":
-        return str(source), [of_architecture(zoo_entry(source.name).config)]
+        return str(source), None, [of_architecture(zoo_entry(source.name).config)]
     checkpoint = open_model(source)
     try:
         norm = find_norms(checkpoint)[0]
     except UsageError:  # ends un-normed, or unknown: the evidence says which
         norm = None
-    return str(source), gather(checkpoint, norm)
+    return str(source), checkpoint.revision, gather(checkpoint, norm)

@@ -66,7 +66,8 @@ def fisher(
     at finite sizes and the outputs compared. No backward pass is made, and no parameter of the model is changed.
 
     Args:
-        model: a MODEL name (directory, file, ``random:NAME``, ``demo:NAME``), loaded with its head, or a loaded module.
+        model: a MODEL name (directory, file, model on the hub, which is downloaded, ``random:NAME``, ``demo:NAME``),
+            loaded with its head, or a loaded module.
         site: ``head``, ``all``, or dotted parts of module paths, e.g. ``layers.3.mlp``.
         tokens: predictions (tokens, images) that the expectation runs over; by default 256 at the head, and 64 where
             the whole model has to be run for every step.

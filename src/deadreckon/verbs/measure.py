@@ -52,8 +52,8 @@ def measure(
     """Second-order statistics of a norm's output over one forward pass, against what its parameters predict.
 
     Args:
-        model: a MODEL name (directory, file, ``random:NAME``, ``demo:NAME``) or a loaded module, which is left as it
-            was.
+        model: a MODEL name (directory, file, model on the hub, which is downloaded, ``random:NAME``, ``demo:NAME``) or
+            a loaded module, which is left as it was.
         tokens: how many unmasked tokens to measure; by default 8 d, or all that `batches` hold. Must exceed d + 1.
         batches: the caller's own keyword inputs, e.g. a DataLoader; by default `data` decides.
         twin: how many random-init twins to measure on the same inputs.

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from deadreckon.checkpoint.hub import commit_of
 from deadreckon.checkpoint.source import Source, open_model, parse_model, resolve
 from deadreckon.errors import UsageError
 from deadreckon.forward import load
@@ -56,6 +57,7 @@ class Opened:
         loaded: the model.
         affine: how its gains and shifts were redrawn, or None.
         is_random: whether its weights are.
+        revision: the commit on the hub that it is of; None for other places.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Opened:
     loaded: load.Loaded
     affine: str | None
     is_random: bool
+    revision: str | None = None
 
     @classmethod
     def of(cls, model: str | Path | nn.Module, options: ModelOptions, *, head: bool = False) -> Opened:
@@ -87,11 +90,11 @@ class Opened:
             return cls(type(model).__name__, seed, loaded, options.affine, is_random=False)
         source = parse_model(model)
         seed = seed if source.seed is None else source.seed
-        loaded = _load(source, seed, options, head=head)
+        loaded, revision = _load(source, seed, options, head=head)
         is_random = source.scheme == "random"
         if options.affine is not None and is_random:
             redraw_affine(loaded.model, options.affine, seed)
-        return cls(str(source), seed, loaded, options.affine, is_random)
+        return cls(str(source), seed, loaded, options.affine, is_random, revision)
 
     def provenance(self, inputs: Calibration) -> dict[str, Any]:
         """The fields of a record that say what was run.
@@ -105,7 +108,7 @@ class Opened:
         parameter = next(self.loaded.model.parameters(), torch.empty(0))
         return {
             "model": self.name,
-            "revision": None,
+            "revision": self.revision,
             "files": [FileStamp.of(path) for path in self.loaded.files],
             "data": inputs.describe,
             "skipped_inputs": len(inputs.skipped),
@@ -121,7 +124,8 @@ class Opened:
         return [*self.loaded.warnings, *left_out]
 
 
-def _load(source: Source, seed: int, options: ModelOptions, *, head: bool) -> load.Loaded:
+def _load(source: Source, seed: int, options: ModelOptions, *, head: bool) -> tuple[load.Loaded, str | None]:
+    """The model, and the commit on the hub that it is of."""
     place = placement(options.device, options.device_map, options.max_memory)
     where: dict[str, Any] = {
         "device": place.device,
@@ -130,13 +134,14 @@ def _load(source: Source, seed: int, options: ModelOptions, *, head: bool) -> lo
         "dtype": load.resolve_dtype(options.dtype),
         "head": head,
     }
+    if source.scheme != "random":
+        open_model(source)  # its errors name file and tensor; what it refuses is not handed to other loaders
     found = resolve(source)
     if isinstance(found, Path):
-        open_model(source)  # its errors name file and tensor; what it refuses is not handed to other loaders
-        return load.load_checkpoint(found, trust_remote_code=options.trust_remote_code, **where)
-    return load.Loaded(
-        load.random_model(found.model_class, found.config_class, found.config_kwargs, seed=seed, **where), lambda: None
-    )
+        loaded = load.load_checkpoint(found, trust_remote_code=options.trust_remote_code, **where)
+        return loaded, commit_of(found) if source.scheme == "hub" else None
+    model = load.random_model(found.model_class, found.config_class, found.config_kwargs, seed=seed, **where)
+    return load.Loaded(model, lambda: None), None
 
 
 def _environment(model: nn.Module, dtype: torch.dtype) -> Environment:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from deadreckon.checkpoint.bounded import file_size
 from deadreckon.checkpoint.evidence import gather, of_architecture
 from deadreckon.checkpoint.find import find_norms
 from deadreckon.checkpoint.format import Checkpoint
+from deadreckon.checkpoint.places import Place, RemotePath
 from deadreckon.checkpoint.source import open_model, parse_model
 from deadreckon.checkpoint.zoo import zoo_entry, zoo_norms
 from deadreckon.errors import UsageError
 from deadreckon.kernel.norm import Float64Array, Norm, effective_gain, median, norm_kind
 from deadreckon.kernel.subspace import DEFAULT_TAU, DeadSubspace
-from deadreckon.results.reading import Coordinate, Direction, Evidence, FileStamp, NormReading, Reading
+from deadreckon.results.reading import Coordinate, Direction, Evidence, FileStamp, NormReading, Reading, Transfer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,8 +44,8 @@ def read(
     """The dead directions that a model's final norm has for every input, read from its gain.
 
     Args:
-        model: a MODEL name (directory, file, ``random:NAME``, ``demo:NAME``), a loaded module, or an array of effective
-            gains, shape (d,).
+        model: a MODEL name (directory, file, model on the hub, https address, ``random:NAME``, ``demo:NAME``), a loaded
+            module, or an array of effective gains, shape (d,).
         norm: another norm by the name of its module or gain tensor, or ``all`` for every norm.
         kind: layernorm | rmsnorm, where the files do not tell (always for an array).
         gain_offset: what the module adds to the stored gain, where the files do not tell.
@@ -59,7 +60,7 @@ def read(
     Raises:
         UsageError: the architecture is unknown or ends without a norm, or an option names nothing.
         InputError: a file is damaged or a gain is not a vector of finite numbers.
-        UnreachableError: a file is missing.
+        UnreachableError: a file is missing, or a server does not give it.
     """
     started = time.perf_counter()
     if stream:
@@ -103,10 +104,12 @@ def read(
     record = Reading(
         **vars(readings[0]),
         model=name,
+        revision=checkpoint.revision if checkpoint else None,
         norms=readings,
         evidence=evidence,
         files=_stamps(checkpoint, norms),
         bytes_read=checkpoint.bytes_read if checkpoint else 0,
+        transfer=_transfer(checkpoint),
         seconds=time.perf_counter() - started,
         stream=stream_reading,
     )
@@ -202,15 +205,23 @@ def _gain_tensor(checkpoint: Checkpoint | None, norm: Norm) -> str:
     )
 
 
+def _transfer(checkpoint: Checkpoint | None) -> Transfer | None:
+    """What went over the network."""
+    if checkpoint is None or not isinstance(checkpoint.path, RemotePath):
+        return None
+    requests, received = checkpoint.path.traffic
+    return Transfer(requests=requests, bytes=received)
+
+
 def _stamps(checkpoint: Checkpoint | None, norms: list[Norm]) -> list[FileStamp]:
     """One stamp a file that a norm was read from; the digest is of the parameters, since no more was read."""
-    digests: dict[Path, Any] = {}
+    digests: dict[Place, Any] = {}
     for norm in norms if checkpoint else ():
         tensor = _gain_tensor(checkpoint, norm)
         if checkpoint and tensor in checkpoint.tensors:
             digest = digests.setdefault(checkpoint.tensors[tensor].path, hashlib.sha256())
             digest.update(norm.gain.astype("<f8").tobytes() + _shift(norm).astype("<f8").tobytes())
     return [
-        FileStamp(name=path.name, bytes=path.stat().st_size, sha256=digest.hexdigest(), covers="gains and shifts")
+        FileStamp(name=path.name, bytes=file_size(path), sha256=digest.hexdigest(), covers="gains and shifts")
         for path, digest in digests.items()
     ]

@@ -56,8 +56,8 @@ def trace(
     """Singular values of the residual stream before the first block and after every block, over the same tokens.
 
     Args:
-        model: a MODEL name (directory, file, ``random:NAME``, ``demo:NAME``) or a loaded module, which is left as it
-            was.
+        model: a MODEL name (directory, file, model on the hub, which is downloaded, ``random:NAME``, ``demo:NAME``) or
+            a loaded module, which is left as it was.
         tokens: how many unmasked tokens of the main stream to take; by default 8 d. At least d.
         batches: the caller's own keyword inputs, e.g. a DataLoader; by default `data` decides.
         seed: seed of random weights and inputs.
