@@ -35,6 +35,7 @@ def build(gain, shift, biases, writers=()):
 
 def exact_directions(values, readers):
     """All dead directions of a LayerNorm without zero gains, as name -> object array, from the definition."""
+
     def exact(name):
         return np.vectorize(mpmath.mpf, otypes=[object])(values[name].numpy())
 
@@ -62,6 +63,7 @@ def exact_directions(values, readers):
 
 def exact_projection(directions, step):
     """The projection by Gram-Schmidt in 200 digits."""
+
     def flat(direction):
         parts = [direction.get(n, np.zeros(v.shape, dtype=object)) for n, v in step.items()]
         return np.concatenate([np.asarray(p, dtype=object).ravel() for p in parts])
@@ -104,21 +106,28 @@ def test_as_in_200_digits_however_small_a_gain(gain, shift, biases):
     assert np.abs(flat(rest) - expected).max() <= 64 * EPSILON * np.linalg.norm(flat(step)) * 10
 
 
-@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6, 1e-8, 1e-12])
+def with_constant(size):
+    return build([0.5, 1.0, -1.5, 2.0], [0.3 * size, -0.2 * size, 0.5 * size, 0.7 * size], (False,))
+
+
+@pytest.mark.parametrize("size", [1e-2, 1e-4, 1e-6])
 def test_a_small_constant_costs_its_digits_and_no_more(size):
-    """W q w^T / c: what rounding leaves of W q where it is zero grows as 1/c. The readers here have fewer outputs
-    than inputs, so that there is such a q."""
-    found, values, step, readers = build([0.5, 1.0, -1.5, 2.0], [0.3 * size, -0.2 * size, 0.5 * size, 0.7 * size],
-                                         (False,))  # fmt: skip
+    """W q w^T / c: what rounding leaves of W q where it is zero grows as 1/c. The reader here has fewer outputs than
+    inputs, so that there is such a q."""
+    found, values, step, readers = with_constant(size)
     with mpmath.workdps(200):
-        expected, _ = exact_projection(exact_directions(values, readers[:1]), step)
-    try:
-        rest = project_off(found.families, values.__getitem__, step)
-    except InputError as error:
-        assert size <= 1e-8
-        assert "orders of magnitude" in str(error)
-    else:
-        assert np.abs(flat(rest) - expected).max() <= 64 * EPSILON / (0.1 * size) * np.linalg.norm(flat(step))
+        expected, _ = exact_projection(exact_directions(values, readers), step)
+    rest = project_off(found.families, values.__getitem__, step)
+    assert np.abs(flat(rest) - expected).max() <= 64 * EPSILON / (0.1 * size) * np.linalg.norm(flat(step))
+
+
+@pytest.mark.parametrize(
+    "built", [with_constant(1e-9), with_constant(1e-12), build([1e-200, 0.5, 1e3, 2.0], SHIFTS[0], (True, True))]
+)
+def test_what_float64_cannot_resolve_is_refused(built):
+    found, values, step, _ = built
+    with pytest.raises(InputError, match=r"norm: .* orders of magnitude"):
+        project_off(found.families, values.__getitem__, step)
 
 
 def test_a_reader_that_writes_before_a_norm_loses_its_rows_mean_too():

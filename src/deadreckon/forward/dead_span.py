@@ -225,8 +225,8 @@ class _System:
 
     def _unresolved(self) -> InputError:
         return InputError(
-            f"{self.site.name}: float64 does not resolve the dead directions of this norm and its readers: their weights, "
-            "or the norm's shift along its kernel, differ by too many orders of magnitude"
+            f"{self.site.name}: float64 does not resolve the dead directions of this norm and its readers: its gains, "
+            "the part of its shift along its kernel, or the readers' weights differ by too many orders of magnitude"
         )
 
     def _off_kernel(self, matrix: Tensor) -> Tensor:
@@ -273,12 +273,12 @@ class _System:
         return torch.cat(parts)
 
     def _gram(self) -> Tensor:
-        """Products of the directions with each other, off their readers' own families; a vector where it is diagonal."""
+        """Products of the directions with each other, off the families of single maps; a vector if it is diagonal."""
         constant = self.norm.live.constant
         diagonal = self.norm.scales and not self.norm.shifts and not self.kernel.shape[1]
         if diagonal:
-            seen = [self._seen(r.weight, r.weight).square().sum(0) for r in self.site.readers]
-            return (self.gain**2 + self.shift**2 + sum(seen))[self.scales]
+            columns = torch.stack([self._seen(r.weight, r.weight).square().sum(0) for r in self.site.readers])
+            return (self.gain**2 + self.shift**2 + columns.sum(0))[self.scales]
         scaling = torch.diag(self.gain**2 + self.shift**2)
         shifting = torch.eye(self.gain.numel()).to(self.gain)
         if self.norm.along_mean:

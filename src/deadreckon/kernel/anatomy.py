@@ -135,6 +135,8 @@ class Anatomy:
             )
             for site in self.norms
         ]
-        writers = [replace(w, bias=kept(w.bias), freedom=w.freedom if w.weight in names else "none") for w in self.writers]
+        writers = [
+            replace(w, bias=kept(w.bias), freedom=w.freedom if w.weight in names else "none") for w in self.writers
+        ]
         tables = [name for name in self.tables if name in names]
         return replace(self, norms=tuple(norms), writers=tuple(writers), tables=tuple(tables))

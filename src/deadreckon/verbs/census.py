@@ -207,9 +207,7 @@ def _in_general_position(norm: Norm) -> Norm:
     return replace(norm, gain=np.ones_like(norm.gain), shift=None if norm.shift is None else np.ones_like(norm.gain))
 
 
-def _emitted(
-    subject: Subject, found: DeadParameters, emit: str
-) -> tuple[EmittedDirection, Mapping[str, Float64Array]]:
+def _emitted(subject: Subject, found: DeadParameters, emit: str) -> tuple[EmittedDirection, Mapping[str, Float64Array]]:
     reason, colon, index = emit.rpartition(":")
     if not colon or not (index.isascii() and index.isdigit()):
         raise UsageError(f"--emit {emit}: write FAMILY:INDEX, for example writer_mean:0")

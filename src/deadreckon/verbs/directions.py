@@ -1,4 +1,4 @@
-"""``dead_directions`` and ``project_out``: the dead directions of a loaded module one by one, and a step without them."""
+"""``dead_directions`` and ``project_out``: a module's dead directions one by one, and a step without all of them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DeadDirection:
 
 
 class DeadDirections:
-    """The dead directions of a module at its current parameters: as many as the census counts, each made when asked for.
+    """The dead directions of a module at its current parameters, as many as the census counts; made when asked for.
 
     The module's structure is found once; its parameters are read anew by every call, so one object serves a whole run.
 
@@ -125,7 +125,9 @@ class DeadDirections:
         return f"; it is tied: name it {tied}" if tied else "; take the names of model.named_parameters()"
 
     def _counted(self, anatomy: Anatomy) -> DeadParameters:
-        return dead_parameters(anatomy, {site.name: norm_of(self._subject, site) for site in self._subject.anatomy.norms})
+        return dead_parameters(
+            anatomy, {site.name: norm_of(self._subject, site) for site in self._subject.anatomy.norms}
+        )
 
     def _families(self) -> Iterator[tuple[Family, int]]:
         """The selected families, each with the number of its reason's directions before it."""
