@@ -130,8 +130,9 @@ def test_what_float64_cannot_resolve_is_refused(built):
         project_off(found.families, values.__getitem__, step)
 
 
-def test_a_reader_that_writes_before_a_norm_loses_its_rows_mean_too():
-    found, values, step, _ = build(GAINS[0], SHIFTS[0], (True, True), [Writer("w0", "b0")])
+@pytest.mark.parametrize("bias", ["b0", None])
+def test_a_reader_that_writes_before_a_norm_loses_its_rows_mean_too(bias):
+    found, values, step, _ = build(GAINS[0], SHIFTS[0], (True, True), [Writer("w0", bias)])
     rest = project_off(found.families, values.__getitem__, step)
     directions = torch.stack(
         [
