@@ -153,10 +153,8 @@ class _Span:
         for name, kernel in self.kernels.items():
             bias = kernel.reader.bias
             rows = -1 if kernel.reader.input_first else 0
-            tied = bool(kernel.constants.any())
-            if tied and name in self.means and bias is not None:
-                self.means[bias] = None  # (1 v^T, -c 1) is dead and (1 v^T, 0) is, so their difference is
-            if self.means.get(name, rows) != rows or (tied and bias in self.means and name not in self.means):
+            halved = bool(kernel.constants.any()) and (bias in self.means) != (name in self.means)
+            if halved or self.means.get(name, rows) != rows:
                 raise UsageError(f"{name} reads a norm and its outputs' mean is free in part: no projection is known")
 
     def complement(self, step: Mapping[str, Tensor]) -> dict[str, Tensor]:
