@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from deadreckon.results.trace import Trace
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
+    from deadreckon.verbs.directions import DeadDirection, DeadDirections, dead_directions, project_out
     from deadreckon.verbs.fisher import fisher
     from deadreckon.verbs.measure import measure
     from deadreckon.verbs.read import read
@@ -38,6 +39,8 @@ _HOMES = {
     "Census": "results.census",
     "Checkpoint": "checkpoint.format",
     "Classifications": "results.reading",
+    "DeadDirection": "verbs.directions",
+    "DeadDirections": "verbs.directions",
     "DeadSubspace": "kernel.subspace",
     "DeadreckonError": "errors",
     "Eigensolver": "forward.spectrum",
@@ -48,10 +51,12 @@ _HOMES = {
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
+    "dead_directions": "verbs.directions",
     "fisher": "verbs.fisher",
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
     "merge_shards": "verbs.shards",
+    "project_out": "verbs.directions",
     "read": "verbs.read",
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
@@ -63,6 +68,8 @@ __all__ = [
     "Census",
     "Checkpoint",
     "Classifications",
+    "DeadDirection",
+    "DeadDirections",
     "DeadSubspace",
     "DeadreckonError",
     "Eigensolver",
@@ -73,10 +80,12 @@ __all__ = [
     "Trace",
     "census",
     "classify",
+    "dead_directions",
     "fisher",
     "measure",
     "measure_shard",
     "merge_shards",
+    "project_out",
     "read",
     "register_eigensolver",
     "register_format",
