@@ -15,15 +15,16 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 
 from deadreckon.errors import InputError, UsageError
+from deadreckon.forward.differentiable import without_derivative
 from deadreckon.forward.outputs import Outputs
 from deadreckon.forward.replacing import Replace, replaced
-from deadreckon.forward.responses import Response, Visit, response_to, response_to_rounding
+from deadreckon.forward.responses import Response, Visit, response_to, response_to_error, response_to_ulps
 from deadreckon.forward.sites import Site, weight_of
 from deadreckon.forward.steps import SiteSteps, Step
 
 _KEPT = 2**27  # probabilities that are kept from one step to the next
 _TOGETHER = 2**26  # numbers that the outputs of steps taken at once may be
-_NO_DERIVATIVE = ("forward AD", "jvp", "forward mode", "vmap", "functorch", "batching rule")
+_NO_DERIVATIVE = ("forward AD", "jvp", "forward mode")
 
 Evaluate = Callable[[Sequence[Callable[[], Response]]], list[float]]
 """Directional Fisher information per token of each response; one is made when it is needed, as it may be large."""
@@ -48,10 +49,11 @@ class SiteFisher:
     floor: float
 
 
-def site_fisher(site: Site, steps: SiteSteps, draws: int, evaluate: Evaluate) -> SiteFisher:
+def site_fisher(model: nn.Module, site: Site, steps: SiteSteps, draws: int, evaluate: Evaluate) -> SiteFisher:
     """Directional Fisher information along the steps of a site.
 
     Args:
+        model: holds the readers.
         site: where.
         steps: along what.
         draws: how many random directions.
@@ -68,16 +70,17 @@ def site_fisher(site: Site, steps: SiteSteps, draws: int, evaluate: Evaluate) ->
         return lambda: response_to(site, steps.random(number))
 
     dead = steps.exact or steps.naive
-    exact, naive, constant, floor, *random = evaluate(
+    exact, naive, constant, error, ulps, *random = evaluate(
         [
             along(dead),
             along(steps.naive),
             along(steps.constant),
-            lambda: response_to_rounding(site, dead),
+            lambda: response_to_error(model, site, dead),
+            lambda: response_to_ulps(site, dead),
             *(drawn(number) for number in range(draws)),
         ]
     )
-    return SiteFisher(None if steps.exact is None else exact, naive, constant, random, floor)
+    return SiteFisher(None if steps.exact is None else exact, naive, constant, random, error + ulps)
 
 
 def through_model(model: nn.Module, site: Site, runs: Sequence[Outputs], metric: str) -> Evaluate:
@@ -100,6 +103,8 @@ def through_model(model: nn.Module, site: Site, runs: Sequence[Outputs], metric:
         for run in runs:
             with _visiting(model, site) as visits:
                 outputs = run()
+            if count == 0:
+                _check_derivatives(model, run, site)
             count += len(outputs)
             p = torch.softmax(outputs.double(), -1) if metric == "softmax" else None
             several = max(1, _TOGETHER // outputs.numel())
@@ -195,17 +200,24 @@ def _changes(
         with replaced(model, dict.fromkeys(_places(site), replace)):
             return run()
 
+    changes: Tensor = vmap(lambda *tangents: jvp(outputs, zeros, tangents)[1], randomness="error")(*stacked)
+    return changes
+
+
+def _check_derivatives(model: nn.Module, run: Outputs, site: Site) -> None:
+    """Refuse a model that does not pass derivatives on."""
     try:
-        changes: Tensor = vmap(lambda *tangents: jvp(outputs, zeros, tangents)[1], randomness="error")(*stacked)
+        lost = without_derivative(model, [reader.path for reader in site.moved], run)
+        reason = f"{lost[0]} passes none on" if lost else ""
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         if not any(word in reason for word in _NO_DERIVATIVE):
             raise
+    if reason:
         raise UsageError(
-            f"{site.name}: a module between it and the outputs has no forward-mode derivative ({reason}); quantised "
-            "and custom kernels lack one. The head needs none: site='head' (--site head)"
-        ) from error
-    return changes
+            f"{site.name}: what is between it and the outputs has no forward-mode derivative ({reason}): quantised and "
+            "custom kernels lack one. The head needs none: site='head' (--site head)"
+        )
 
 
 def _means(totals: Tensor, count: int, site: Site) -> list[float]:

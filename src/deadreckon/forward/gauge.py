@@ -226,8 +226,13 @@ def _length(model: nn.Module, site: Site, step: Step) -> float:
 
 
 def _softmax_divergence(base: Tensor, there: Tensor) -> Tensor:
-    before, after = torch.log_softmax(base, -1), torch.log_softmax(there, -1)
-    return (before.exp() * (before - after)).sum(-1).clamp_min(0.0)
+    """KL(p, q) of softmaxes: log sum p exp(d) for the centred change d of the logits, without cancellation."""
+    p = torch.softmax(base, -1)
+    change = there - base
+    change -= (p * change).sum(-1, keepdim=True)
+    small = torch.log1p((p * (torch.expm1(change) - change)).sum(-1))
+    large = torch.logsumexp(torch.log_softmax(base, -1) + change, -1)
+    return torch.where(change.abs().amax(-1) < 1.0, small, large).clamp_min(0.0)
 
 
 def _half_square(base: Tensor, there: Tensor) -> Tensor:

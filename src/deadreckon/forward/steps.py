@@ -116,7 +116,7 @@ class SiteSteps:
 
     def random(self, number: int) -> Step:
         """The Gaussian direction of that number, of norm 1, in the tensors that the exact step moves."""
-        self.generator.manual_seed(hash((self.seed, number + 1)))
+        self.generator.manual_seed(1_000_003 * self.seed + number + 1)
         like = self.exact or self.naive
         weights = {p: Full(self._normal(*self._shape(p)).to(self._dtype(p))) for p in like.weights}
         biases = {p: self._normal(len(b)).double() for p, b in like.biases.items()}

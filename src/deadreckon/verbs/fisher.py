@@ -137,7 +137,7 @@ def fisher(
         parts = list(portions(network, inputs, wanted, batch_size=batch_size, norm=direct))
         for number, each in enumerate(sites):
             steps = SiteSteps(each, network, opened.seed + number)
-            figures = site_fisher(each, steps, draws, _evaluation(network, each, parts))
+            figures = site_fisher(network, each, steps, draws, _evaluation(network, each, parts))
             if median(figures.random) == 0.0:
                 unseen.append(each.name)
                 continue
