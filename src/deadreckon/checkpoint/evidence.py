@@ -24,6 +24,8 @@ def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
     evidence = [of_architecture({**checkpoint.config, "model_type": checkpoint.architecture})]
     if checkpoint.format == "gguf":
         evidence += _epsilon_keys(checkpoint)
+    if checkpoint.format == "onnx" and norm is not None:
+        evidence += _graph(checkpoint, norm)
     if norm is not None:
         evidence.append(
             _shift("layernorm", "strong", f"{norm.name} has a shift beside its gain")
@@ -62,6 +64,15 @@ def _epsilon_keys(checkpoint: Checkpoint) -> list[Evidence]:
         if full in checkpoint.config:
             found.append(Evidence(name="epsilon_key", says=kind, strength="strong", value=f"the metadata has {full}"))
     return found
+
+
+def _graph(checkpoint: Checkpoint, norm: Norm) -> list[Evidence]:
+    from deadreckon.checkpoint.onnx_norms import graph_norm
+
+    found = graph_norm(checkpoint, norm.name)
+    if found is None:
+        return []
+    return [Evidence(name="graph_node", says=found.kind, strength="decisive", value=f"{norm.name}: {found.seen}")]
 
 
 def _shift(says: str, strength: str, value: str) -> Evidence:

@@ -45,6 +45,10 @@ def find_norms(
             kind cannot be told; the message lists what there is to choose from.
         InputError: a norm that must be there is missing, or its tensors are not what they should be.
     """
+    if checkpoint.format == "onnx":  # the graph itself says what its norms are
+        from deadreckon.checkpoint.onnx_norms import onnx_norms
+
+        return onnx_norms(checkpoint, select, kind=kind, gain_offset=gain_offset)
     finder = _Finder(checkpoint, kind, gain_offset)
     if select is not None and select != "all":
         return [finder.named(select)]

@@ -22,6 +22,7 @@ class TensorEntry:
     Attributes:
         dtype: the format's own name of the element type, e.g. ``BF16`` or ``F32``.
         shape: sizes, slowest axis first.
+        step: elements from one entry of a vector to the next; None where a matrix does not lie row by row.
     """
 
     name: str
@@ -30,6 +31,7 @@ class TensorEntry:
     path: Path
     start: int
     stop: int
+    step: int | None = 1
 
 
 class Checkpoint(ABC):

@@ -120,7 +120,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{path}: no weight_map from tensor names to shard files")
         for name, shard in weight_map.items():
-            if not _is_plain_name(shard):
+            if not is_plain_name(shard):
                 raise InputError(
                     f"{path}: tensor {name!r} is said to lie in {shard!r}; "
                     "a shard must be named by its bare file name and lie beside the index"
@@ -135,7 +135,7 @@ class SafetensorsCheckpoint(Checkpoint):
                 raise InputError(f"{shard}: no tensor {name!r}, although {path.name} says that it lies here")
             return entries[name]
 
-        return _LazyTensors(weight_map, locate)
+        return LazyTensors(weight_map, locate)
 
     def _shard(self, path: Path) -> dict[str, TensorEntry]:
         """The entries of one file, its header read once."""
@@ -145,7 +145,7 @@ class SafetensorsCheckpoint(Checkpoint):
         return self._shards[path]
 
 
-class _LazyTensors(Mapping[str, TensorEntry]):
+class LazyTensors(Mapping[str, TensorEntry]):
     """Names from the index; an entry costs its shard's header when it is first asked for."""
 
     def __init__(self, names: Mapping[str, str], locate: Callable[[str], TensorEntry]) -> None:
@@ -271,7 +271,7 @@ def _weight_folder(directory: Path) -> Path:
     for module in listed if isinstance(listed, list) else ():
         if isinstance(module, dict) and str(module.get("type")).endswith(".Transformer"):
             folder = module.get("path")
-            if isinstance(folder, str) and _is_plain_name(folder) and isdir(directory / folder):
+            if isinstance(folder, str) and is_plain_name(folder) and isdir(directory / folder):
                 return directory / folder
     return directory
 
@@ -293,7 +293,7 @@ def _weights(directory: Path) -> Path:
     raise InputError(f"{folder}: no {_FILE} file in this directory")
 
 
-def _is_plain_name(name: Any) -> bool:
+def is_plain_name(name: Any) -> bool:
     """Whether this is one path component on every system. A link of such a name is fine: hub caches are links."""
     return (
         isinstance(name, str)

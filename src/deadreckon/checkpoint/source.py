@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from deadreckon.checkpoint import gguf, safetensors  # noqa: F401 - importing a format registers it
+from deadreckon.checkpoint import gguf, onnx, safetensors, torchfile  # noqa: F401 - importing a format registers it
 from deadreckon.checkpoint.bounded import guess_content, unreachable
 from deadreckon.checkpoint.demo import demo_names, demo_path
 from deadreckon.checkpoint.format import Checkpoint, format_of
