@@ -27,11 +27,11 @@ CONFIG_LIMIT = 10_000_000
 _BLOCK = 1 << 15
 
 _FIRST_BYTES = (
-    (b"PK\x03\x04", "a zip archive, as torch.save writes: it holds a pickle, and pickles are not opened here"),
-    (b"\x80\x02", "a pickle, and pickles are not opened here"),
-    (b"\x80\x03", "a pickle, and pickles are not opened here"),
-    (b"\x80\x04", "a pickle, and pickles are not opened here"),
-    (b"\x80\x05", "a pickle, and pickles are not opened here"),
+    (b"PK\x03\x04", "a zip archive, as torch.save writes, pickle and all: name it *.pt"),
+    (b"\x80\x02", "a pickle: if torch.save wrote it, name it *.pt"),
+    (b"\x80\x03", "a pickle: if torch.save wrote it, name it *.pt"),
+    (b"\x80\x04", "a pickle: if torch.save wrote it, name it *.pt"),
+    (b"\x80\x05", "a pickle: if torch.save wrote it, name it *.pt"),
     (b"GGUF", "a GGUF file: name it *.gguf"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for: run `git lfs pull`"),
     (b"\x89HDF", "an HDF5 file"),

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deadreckon.checkpoint.adapter import adapter_note
 from deadreckon.checkpoint.atlas import gguf_naming, lookup
 from deadreckon.checkpoint.format import Checkpoint
+from deadreckon.checkpoint.naming import canonical
+from deadreckon.checkpoint.timm_norms import timm_architecture
 from deadreckon.kernel.norm import Norm
 from deadreckon.results.reading import Evidence
 
@@ -21,7 +24,16 @@ def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
     Returns:
         Evidence from the architecture's name, the metadata and the tensors that lie beside the gain.
     """
-    evidence = [of_architecture({**checkpoint.config, "model_type": checkpoint.architecture})]
+    name = checkpoint.architecture
+    if checkpoint.format == "gguf":
+        name = gguf_naming()["architectures"].get(name, name)
+    evidence = [of_architecture({**checkpoint.config, "model_type": name})]
+    if found := timm_architecture(checkpoint.config, {canonical(name) for name in checkpoint.tensors}):
+        kind = found.final.kind if found.final else "undetermined"
+        value = f"{found.model_type} is of timm's {'families with such norms' if kind != 'undetermined' else 'others'}"
+        evidence.append(Evidence(name="timm_architecture", says=kind, strength="strong", value=value))
+    if note := adapter_note(checkpoint.path):
+        evidence.append(Evidence(name="adapter", says="undetermined", strength="weak", value=note))
     if checkpoint.format == "gguf":
         evidence += _epsilon_keys(checkpoint)
     if checkpoint.format == "onnx" and norm is not None:
@@ -63,6 +75,9 @@ def _epsilon_keys(checkpoint: Checkpoint) -> list[Evidence]:
         full = f"{checkpoint.architecture}.{key}"
         if full in checkpoint.config:
             found.append(Evidence(name="epsilon_key", says=kind, strength="strong", value=f"the metadata has {full}"))
+    if len(found) > 1:  # a converter wrote both: they say nothing
+        value = " and ".join(evidence.value for evidence in found)
+        return [Evidence(name="epsilon_key", says="undetermined", strength="weak", value=value)]
     return found
 
 

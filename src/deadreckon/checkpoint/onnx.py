@@ -162,7 +162,9 @@ class OnnxCheckpoint(Checkpoint):
         """The norms of the graph, in its order."""
         from deadreckon.checkpoint.onnx_graph import graph_norms
 
+        before = self._wire.bytes_read
         found = graph_norms(self)
+        self.bytes_read += self._wire.bytes_read - before
         return found
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -199,6 +201,7 @@ class OnnxCheckpoint(Checkpoint):
         if entry.stop == entry.start:
             return None
         raw = read_range(entry.path, entry.start, entry.stop - entry.start, f"tensor {name!r}")
+        self.bytes_read += len(raw)
         kind = {1: "<f4", 6: "<i4", 7: "<i8", 10: "<f2", 11: "<f8"}[weight.code]
         return [float(value) for value in np.frombuffer(raw, kind)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from deadreckon.checkpoint.atlas import lookup
 from deadreckon.checkpoint.format import Checkpoint
@@ -40,8 +40,8 @@ def onnx_norms(
     def read(norm: GraphNorm, role: str) -> Norm:
         if norm.gain is None:
             raise UsageError(
-                f"{checkpoint.path}: the final norm ({norm.seen}) has no stored gain in this graph; choose with "
-                f"--norm NAME, NAME one of {_list(list(named))}"
+                f"{checkpoint.path}: the final norm ({norm.seen}) has no stored gain in this graph"
+                + _choices(named)
             )
         offset = norm.offset if gain_offset is None else gain_offset
         gain = effective_gain(checkpoint.vector(norm.gain), offset, what=f"{checkpoint.path}: {norm.gain}")
@@ -71,8 +71,8 @@ def _ends(checkpoint: Checkpoint, norms: Sequence[GraphNorm]) -> list[tuple[Grap
     """The norms that end a stream with their roles, the main one first."""
     ends = [norm for norm in norms if norm.outputs]
     if not ends:
-        what = f"choose with --norm NAME, NAME one of {_list([_name(n) for n in norms if n.gain])}" if norms else ""
-        raise UsageError(f"{checkpoint.path}: no LayerNorm or RMSNorm leads to an output of the graph; {what}".rstrip("; "))
+        what = "no LayerNorm or RMSNorm leads to an output of the graph"
+        raise UsageError(f"{checkpoint.path}: {what}{_choices([_name(n) for n in norms if n.gain])}")
     architecture = lookup(checkpoint.config)
     stack = architecture.stacks[0] if architecture and architecture.stacks else None
     if stack is not None and stack.norm is not None:
@@ -103,6 +103,10 @@ def _selected(checkpoint: Checkpoint, wanted: str, named: dict[str, GraphNorm]) 
         what = f"names {len(names)} norms" if names else "is no norm of the graph"
         raise UsageError(f"{checkpoint.path}: {wanted!r} {what}; choose one of {_list(names or list(named))}")
     return names[0]
+
+
+def _choices(names: Collection[str]) -> str:
+    return f"; choose with --norm NAME, NAME one of {_list(list(names))}" if names else ""
 
 
 def _list(names: Sequence[str]) -> str:

@@ -1,9 +1,11 @@
 """The MODEL grammar: the one way to name a model, and the way from a name to its files.
 
 ========================================  ============================================================
-``DIR``                                   a directory with safetensors and config.json
+``DIR``                                   a directory with safetensors or pytorch_model.bin, and config.json
 ``x.safetensors``, ``….index.json``       one safetensors file, or an index over shards
 ``x.gguf``                                a GGUF file
+``x.onnx``                                an ONNX file, with its external data beside it
+``x.pt``, ``.pth``, ``.bin``, ``.ckpt``   a file of torch.save; its pickle is read as data and never run
 ``random:NAME[#SEED]``                    a published configuration of the zoo with random weights
 ``demo:NAME``                             a small trained model that a package ships
 ========================================  ============================================================
@@ -27,22 +29,20 @@ if TYPE_CHECKING:
     from deadreckon.checkpoint.zoo import ZooEntry
 
 ACCEPTED = (
-    "a directory with safetensors and config.json, a .safetensors file or its .index.json, a .gguf file, "
-    "random:NAME[#SEED], or demo:NAME"
+    "a directory with safetensors or pytorch_model.bin and config.json, a .safetensors file or its .index.json, a .gguf, "
+    ".onnx, .pt, .pth, .bin or .ckpt file, random:NAME[#SEED], or demo:NAME"
 )
 """What a model may be, in words."""
 
 _PREFIX = re.compile(r"([a-z][a-z0-9+-]+):(.*)", re.DOTALL)  # two characters or more: C:\ is a path
 _SHORT_NAME = re.compile(r"[a-z0-9.-]+")
 _HUB_NAME = re.compile(r"([\w.-]+(?:/[\w.-]+)?)(?:@([\w./-]+))?")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _FOREIGN = {
     **dict.fromkeys(
-        _PICKLES,
-        "pickles are not opened, because opening one runs what is in it; convert it to safetensors "
-        "(load it where you trust it and call transformers' save_pretrained)",
+        (".pkl", ".pickle"),
+        "bare pickles are not opened, because opening one runs what is in it; load it where you trust it and save its "
+        "state dict: torch.save(model.state_dict(), FILE.pt)",
     ),
-    ".onnx": "ONNX files are not read by this version; name the checkpoint it was exported from",
     ".h5": "Keras files are not read; convert it to safetensors",
     ".msgpack": "Flax files are not read; convert it to safetensors",
     ".npz": "NumPy archives are not read; pass the gain as an array in Python",
@@ -166,7 +166,7 @@ def _hint(name: str) -> str:
     if name in demo_names():
         return f"; did you mean demo:{name}?"
     match = _HUB_NAME.fullmatch(name)
-    if not match or name.startswith(".") or name.endswith((".safetensors", ".gguf", ".json", *_FOREIGN)):
+    if not match or name.startswith(".") or name.endswith((".safetensors", ".gguf", ".json", ".onnx", *torchfile.SUFFIXES, *_FOREIGN)):
         return ""
     repository, revision = match.groups()
     option = f" --revision {revision}" if revision else ""
@@ -183,8 +183,7 @@ def _why_not(path: Path) -> str:
             _FOREIGN.get(path.suffix) or guess_content(path) or f"not a checkpoint that is read here; name {ACCEPTED}"
         )
     names = sorted(os.listdir(path))
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        return f"holds {pickles[0]} and no safetensors: {_FOREIGN['.bin']}"
-    if ggufs := [name for name in names if name.endswith(".gguf")]:
-        return f"holds GGUF files: name the one to read, for example {path / ggufs[0]}"
+    for what, suffixes in (("GGUF", ".gguf"), ("ONNX", ".onnx"), ("torch.save", torchfile.SUFFIXES)):
+        if found := [name for name in names if name.endswith(suffixes)]:
+            return f"holds {what} files: name the one to read, for example {path / found[0]}"
     return f"this directory holds no checkpoint; name {ACCEPTED}"

@@ -41,7 +41,7 @@ SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _INDEX = ".bin.index.json"
 _IN_DIRECTORY = ("pytorch_model.bin", "pytorch_model.bin.index.json", "adapter_model.bin")
 _ZIP = b"PK\x03\x04"
-_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the pickle of torch's magic number, before 1.6
+_MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # before 1.6: torch's number, the end of a pickle of any protocol
 _PICKLE_LIMIT = 1 << 24
 _FIRST_READ = 1 << 16
 _STATE_DICTS = ("state_dict", "model_state_dict", "model", "module")
@@ -72,7 +72,10 @@ class TorchCheckpoint(Checkpoint):
         """Whether `path` has the name or first bytes of such a file, or is a directory with one."""
         if isdir(path):
             return _in_directory(path) is not None
-        return path.name.endswith((*SUFFIXES, _INDEX)) or first_bytes(path, 24).startswith((_ZIP, _MAGIC))
+        if path.name.endswith((*SUFFIXES, _INDEX)):
+            return True
+        first = first_bytes(path, 32)
+        return first.startswith(_ZIP) or _MAGIC in first
 
     @classmethod
     def open(cls, path: Path) -> TorchCheckpoint:
@@ -144,7 +147,7 @@ class TorchCheckpoint(Checkpoint):
             first = first_bytes(path, 512)
             if first.startswith(_ZIP):
                 self._shards[path] = self._zipped(path)
-            elif first.startswith(_MAGIC):
+            elif _MAGIC in first[:32]:
                 self._shards[path] = self._sequential(path)
             else:
                 file_size(path)  # a directory or a missing file says so itself
