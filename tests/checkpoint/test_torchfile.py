@@ -219,8 +219,11 @@ def test_opcodes_one_by_one():
     }
     for protocol in range(6):
         value, _ = load(pickle.dumps(values, protocol), 0, "x")
-        plain = {**values, "texts": value["texts"]} if protocol < 3 else values  # bytes are called up by name there
-        assert value == (plain if protocol > 4 else {**plain, "texts": value["texts"]}), protocol
+        unlike = (3, 4, 5) if protocol < 3 else (5,) if protocol < 5 else ()
+        for i in unlike:  # bytes of older protocols are called up by name
+            assert isinstance(value["texts"][i], Unknown)
+            value["texts"][i] = values["texts"][i]
+        assert value == values, protocol
         assert value["twice"][0] is value["twice"][1]
 
 
@@ -424,9 +427,9 @@ def test_the_last_norm_of_a_file_without_config(tmp_path):
 
 
 def test_a_tensor_of_unknown_kind_spoils_nothing(tmp_path):
-    quantised = torch.quantize_per_tensor(torch.randn(4), 0.1, 0, torch.qint8)
-    torch.save({**gpt2(), "quantised": quantised, "float8": gains().to(torch.float8_e4m3fn)}, tmp_path / "x.pt")
+    sparse = torch.eye(3).to_sparse()
+    torch.save({**gpt2(), "sparse": sparse, "float8": gains().to(torch.float8_e4m3fn)}, tmp_path / "x.pt")
     checkpoint = open_model(tmp_path / "x.pt")
     np.testing.assert_array_equal(checkpoint.vector("transformer.ln_f.weight"), gains(0).double().numpy())
     np.testing.assert_array_equal(checkpoint.vector("float8"), gains().to(torch.float8_e4m3fn).double().numpy())
-    assert "quantised" not in checkpoint.tensors
+    assert "sparse" not in checkpoint.tensors

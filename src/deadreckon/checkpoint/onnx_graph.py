@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class GraphNorm:
         offset: what the graph adds to the stored gain.
         eps: the constant under the root, where it is stored.
         seen: the node, or what showed in the primitive operations.
-        outputs: which of the graph's outputs come from it with no other norm on the way; empty for those of blocks.
+        output: the first of the graph's outputs that is made from it, where no other norm is; None for those of blocks.
     """
 
     kind: str
@@ -47,7 +47,7 @@ class GraphNorm:
     offset: float
     eps: float | None
     seen: str
-    outputs: tuple[int, ...] = ()
+    output: int | None = None
 
 
 def graph_norms(graph: OnnxCheckpoint) -> list[GraphNorm]:
@@ -79,7 +79,7 @@ class _Search:
                 self.consumers[name].append(node)
 
     def norms(self) -> list[GraphNorm]:
-        """Every norm; for those that end a stream, of which outputs."""
+        """Every norm; for those that end a stream, of which output."""
         found = []  # the norm, the values it takes, the value it makes
         for node in self.graph.nodes:
             if node.op in _FUSED and node.outputs and (norm := self._fused(node)):
@@ -87,27 +87,30 @@ class _Search:
             elif node.op == "ReduceMean" and node.outputs and (built := self._built(node)):
                 norm, out = built
                 found.append((norm, node.inputs, out))
-        before = self._needed(name for _, taken, _ in found for name in taken)
-        of_output = [self._needed([name]) for name in self.graph.outputs] if found else []
-        return [
-            GraphNorm(
-                **{**vars(norm), "outputs": tuple(i for i, n in enumerate(of_output) if out in n)}
-            )
-            if out not in before
-            else norm
-            for norm, _, out in found
-        ]
+        output = self._first_outputs()
+        live = [(norm, taken, out) for norm, taken, out in found if out in output]
+        before: set[str] = set()
+        self._add_needed(before, (name for _, taken, _ in live for name in taken))
+        return [replace(norm, output=output.get(out)) if out not in before else norm for norm, _, out in found]
 
-    def _needed(self, names: Iterable[str]) -> set[str]:
-        """All values that these are made from, themselves included."""
-        waiting = list(names)
-        seen = set(waiting)
-        while waiting:
-            node = self.producer.get(waiting.pop())
-            fresh = [name for name in node.inputs if name and name not in seen] if node else ()
+    def _first_outputs(self) -> dict[str, int]:
+        """For every value that an output is made from the first such output."""
+        first: dict[str, int] = {}
+        seen: set[str] = set()
+        for index, name in enumerate(self.graph.outputs):
+            first |= dict.fromkeys(self._add_needed(seen, [name]), index)
+        return first
+
+    def _add_needed(self, seen: set[str], names: Iterable[str]) -> list[str]:
+        """Add the values that these are made from, themselves included, to those seen; which were new."""
+        new = [name for name in dict.fromkeys(names) if name and name not in seen]
+        seen.update(new)
+        for value in new:  # which grows
+            node = self.producer.get(value)
+            fresh = [name for name in dict.fromkeys(node.inputs) if name and name not in seen] if node else ()
             seen.update(fresh)
-            waiting.extend(fresh)
-        return seen
+            new.extend(fresh)
+        return new
 
     def _fused(self, node: Node) -> GraphNorm | None:
         kind, gain_at, shift_at = _FUSED[node.op]

@@ -69,7 +69,7 @@ def _norms_of(checkpoint: Checkpoint) -> list[GraphNorm]:
 
 def _ends(checkpoint: Checkpoint, norms: Sequence[GraphNorm]) -> list[tuple[GraphNorm, str]]:
     """The norms that end a stream with their roles, the main one first."""
-    ends = [norm for norm in norms if norm.outputs]
+    ends = sorted((norm for norm in norms if norm.output is not None), key=lambda norm: norm.output or 0)
     if not ends:
         what = "no LayerNorm or RMSNorm leads to an output of the graph"
         raise UsageError(f"{checkpoint.path}: {what}{_choices([_name(n) for n in norms if n.gain])}")
@@ -80,14 +80,13 @@ def _ends(checkpoint: Checkpoint, norms: Sequence[GraphNorm]) -> list[tuple[Grap
         main = [n for n in norms if n.gain and any(matches(canonical(_name(n)), name) for name in spelled)]
         if len(main) == 1:
             return [(main[0], "final"), *((norm, "head") for norm in ends if norm != main[0])]
-    first = min(min(norm.outputs) for norm in ends)
-    main = [norm for norm in ends if first in norm.outputs]
+    main = [norm for norm in ends if norm.output == ends[0].output]
     if len(main) > 1:
         raise UsageError(
             f"{checkpoint.path}: {len(main)} norms lead to the first output with no other behind them: "
             f"{_list([_name(n) for n in main])}; choose with --norm NAME"
         )
-    return [(norm, "final") for norm in main + [norm for norm in ends if norm not in main]]
+    return [(norm, "final") for norm in ends]
 
 
 def _name(norm: GraphNorm) -> str:

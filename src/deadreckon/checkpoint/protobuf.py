@@ -16,7 +16,7 @@ from deadreckon.errors import InputError
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 _BLOCK = 1 << 12  # small: what follows a weight that was stepped over is read afresh
-_STEPS_LIMIT = 1 << 19
+_STEPS_LIMIT = 1 << 18
 _READ_LIMIT = 1 << 26
 _TEXT_LIMIT = 1 << 16
 
@@ -149,6 +149,8 @@ class Wire:
         if index < 0 or index + 10 > len(self._block):
             self._load(at, 10)
             index = 0
+        if at < stop and index < len(self._block) and (value := self._block[index]) < 128:
+            return value, at + 1
         value = shift = 0
         for byte in self._block[index : index + min(10, stop - at)]:
             value |= (byte & 127) << shift
