@@ -28,22 +28,20 @@ def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
     if checkpoint.format == "gguf":
         name = gguf_naming()["architectures"].get(name, name)
     evidence = [of_architecture({**checkpoint.config, "model_type": name})]
-    if found := timm_architecture(checkpoint.config, {canonical(name) for name in checkpoint.tensors}):
-        kind = found.final.kind if found.final else "undetermined"
-        value = f"{found.model_type} is of timm's {'families with such norms' if kind != 'undetermined' else 'others'}"
-        evidence.append(Evidence(name="timm_architecture", says=kind, strength="strong", value=value))
+    timm = _timm(checkpoint)
+    evidence += timm
     if note := adapter_note(checkpoint.path):
         evidence.append(Evidence(name="adapter", says="undetermined", strength="weak", value=note))
     if checkpoint.format == "gguf":
         evidence += _epsilon_keys(checkpoint)
     if checkpoint.format == "onnx" and norm is not None:
         evidence += _graph(checkpoint, norm)
-    if norm is not None:
-        evidence.append(
-            _shift("layernorm", "strong", f"{norm.name} has a shift beside its gain")
-            if norm.shift is not None
-            else _shift("undetermined", "weak", f"{norm.name} has no shift; LayerNorms without one exist")
-        )
+    if norm is not None and norm.shift is None:
+        evidence.append(_shift("undetermined", "weak", f"{norm.name} has no shift; LayerNorms without one exist"))
+    elif norm is not None and any(e.says == "undetermined" for e in timm):
+        evidence.append(_shift("undetermined", "weak", f"{norm.name} has a shift; in timm GroupNorms do too"))
+    elif norm is not None:
+        evidence.append(_shift("layernorm", "strong", f"{norm.name} has a shift beside its gain"))
     return evidence
 
 
@@ -67,6 +65,16 @@ def of_architecture(config: Mapping[str, Any]) -> Evidence:
         strength="decisive",
         value=f"{name} ends un-normed" if final is None else f"{name} is in the atlas of probed modules",
     )
+
+
+def _timm(checkpoint: Checkpoint) -> list[Evidence]:
+    found = timm_architecture(checkpoint.config, {canonical(name) for name in checkpoint.tensors})
+    if found is None or found.final is None:
+        return []
+    known = found.final.kind != "undetermined"
+    value = f"{found.model_type}: {'a family with norms' if known else 'not a family known to have norms'} over channels"
+    strength = "strong" if known else "weak"
+    return [Evidence(name="timm_architecture", says=found.final.kind, strength=strength, value=value)]
 
 
 def _epsilon_keys(checkpoint: Checkpoint) -> list[Evidence]:

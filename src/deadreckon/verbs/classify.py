@@ -52,7 +52,7 @@ def _evidence(model: str | os.PathLike[str] | nn.Module) -> tuple[str, list[Evid
         return str(source), [of_architecture(zoo_entry(source.name).config)]
     checkpoint = open_model(source)
     try:
-        norm = find_norms(checkpoint)[0]
+        norm = find_norms(checkpoint, kind="layernorm")[0]  # its kind is what the evidence is for; here any will do
     except UsageError:  # ends un-normed, or unknown: the evidence says which
         norm = None
     return str(source), gather(checkpoint, norm)
