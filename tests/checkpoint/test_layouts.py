@@ -1,4 +1,4 @@
-"""Checkpoints of other libraries' layouts: quantised ones, timm's, PEFT adapters, and what GGUF files say of themselves."""
+"""Checkpoints in other libraries' layouts: quantised ones, timm's, PEFT adapters, and what GGUF files say."""
 
 import gguf
 import numpy as np
@@ -38,7 +38,11 @@ def packed(stem, method):
             "weight.nested_absmax": one(1),
             "weight.quant_state.bitsandbytes__nf4": one(80, dtype=torch.uint8),
         },
-        "bitsandbytes 8 bit": {"weight": one(D, D, dtype=torch.int8), "SCB": one(D), "weight_format": one((), dtype=torch.uint8)},
+        "bitsandbytes 8 bit": {
+            "weight": one(D, D, dtype=torch.int8),
+            "SCB": one(D),
+            "weight_format": one((), dtype=torch.uint8),
+        },
         "compressed-tensors": {
             "weight_packed": one(D, D // 8, dtype=torch.int32),
             "weight_scale": one(D, 1, dtype=torch.bfloat16),
@@ -73,7 +77,10 @@ def test_a_quantised_model_keeps_its_norms_plain(method, dtype, file, tmp_path, 
         tensors |= packed(f"model.layers.0.{linear}", method)
     (save_file if "safetensors" in file else torch.save)(tensors, tmp_path / file)
     quantised = {"quant_method": method.split()[0], "bits": 4}
-    put("config.json", {"model_type": "llama", "hidden_size": D, "num_hidden_layers": 1, "quantization_config": quantised})
+    put(
+        "config.json",
+        {"model_type": "llama", "hidden_size": D, "num_hidden_layers": 1, "quantization_config": quantised},
+    )
     found = read(tmp_path, norm="all")
     assert (found.kind, found.final_norm) == ("rmsnorm", "model.norm.weight")
     assert [n.role for n in found.norms] == ["final", "block"]
@@ -87,7 +94,7 @@ def test_a_norm_that_is_quantised_is_refused(tmp_path, put):
     scale = {"model.norm.weight_scale": torch.ones(1)}
     save_file({"model.norm.weight": GAIN.to(torch.float8_e4m3fn), **scale}, tmp_path / "model.safetensors")
     put("config.json", {"model_type": "llama", "hidden_size": D, "num_hidden_layers": 1})
-    with pytest.raises(InputError, match="stored as F8_E4M3 with its scale in 'model.norm.weight_scale'"):
+    with pytest.raises(InputError, match=r"stored as F8_E4M3 with its scale in 'model\.norm\.weight_scale'"):
         read(tmp_path)
 
 
@@ -123,7 +130,9 @@ def test_timm(architecture, stems, shift, kind, tmp_path, put):
 def test_a_timm_family_that_is_not_known(architecture, tmp_path, put):
     """A gain and a shift may be a GroupNorm's there: nothing is concluded from them."""
     path = timm(tmp_path, put, architecture, "norm")
-    with pytest.raises(UsageError, match="norm has a gain and a shift, and the atlas does not know it.*--kind layernorm"):
+    with pytest.raises(
+        UsageError, match=r"norm has a gain and a shift, and the atlas does not know it.*--kind layernorm"
+    ):
         read(path)
     assert classify(path).results[0].kind == "undetermined"
     assert read(path, kind="layernorm").kind == "layernorm"
@@ -200,8 +209,7 @@ def test_read_and_classify_agree_on_gguf_files(architecture, eps, shift, tmp_pat
     try:
         kind = read(path).kind
     except UsageError as error:
-        assert "its kind cannot be told" in str(error)
-        kind = "undetermined"
+        kind = "undetermined" if "its kind cannot be told" in str(error) else str(error)
     assert kind == verdict
     known = {"llama": "rmsnorm", "gpt2": "layernorm", "phi2": "layernorm", "phimoe": "layernorm"}.get(architecture)
     said = {BOTH[:1]: "layernorm", BOTH[1:]: "undetermined" if shift else "rmsnorm"}
@@ -217,7 +225,9 @@ def final_names(architecture):
     return sorted(ends or last or names & {"token_embd_norm"})
 
 
-@pytest.mark.parametrize("architecture", sorted(MODEL_ARCH_NAMES), ids=lambda architecture: MODEL_ARCH_NAMES[architecture])
+@pytest.mark.parametrize(
+    "architecture", sorted(MODEL_ARCH_NAMES), ids=lambda architecture: MODEL_ARCH_NAMES[architecture]
+)
 def test_every_architecture_of_llama_cpp_has_its_final_norm_found(architecture, tmp_path):
     name, stems = MODEL_ARCH_NAMES[architecture], final_names(architecture)
     row = lookup({"model_type": gguf_naming()["architectures"].get(name, name)})

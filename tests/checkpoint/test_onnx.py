@@ -184,7 +184,7 @@ def test_names_that_an_optimiser_gave(build, put):
 
 
 def test_caches_and_unused_norms_do_not_end_the_stream(build, put):
-    """Outputs of inner blocks depend on inner norms, behind which stands the final one; what no output uses is not live."""
+    """Outputs of inner blocks depend on inner norms, behind which stands the final one; what none uses is not live."""
     g, x, logits = model(build, built_rms)
     cache = g.node("Identity", "v12")
     built_rms(g, x, "unused.norm")
@@ -195,9 +195,9 @@ def test_caches_and_unused_norms_do_not_end_the_stream(build, put):
 def test_the_norm_of_a_head_with_and_without_a_config(build, put):
     """A masked-LM head has a norm of its own: it ends the graph, and the config tells that it is a head's."""
     g = Graph(build)
-    for name in ("bert.encoder.layer.0.output.LayerNorm", "cls.predictions.transform.LayerNorm"):
-        x = fused_layer(g, "x", name) if "bert." in name else fused_layer(g, g.node("Gelu", x), name)
-    path = put("model.onnx", g.file(x))
+    hidden = fused_layer(g, "x", "bert.encoder.layer.0.output.LayerNorm")
+    out = fused_layer(g, g.node("Gelu", hidden), "cls.predictions.transform.LayerNorm")
+    path = put("model.onnx", g.file(out))
     assert [n.final_norm for n in read(path).norms] == ["cls.predictions.transform.LayerNorm.weight"]
     put("config.json", {"model_type": "bert", "num_hidden_layers": 1, "hidden_size": D})
     assert [(n.role, n.final_norm.split(".")[0]) for n in read(path).norms] == [("final", "bert"), ("head", "cls")]
@@ -217,7 +217,9 @@ def test_two_towers(build, put):
     path = put("model.onnx", g.file(*towers))
     assert [n.final_norm for n in read(path).norms] == ["text.norm.weight", "image.norm.weight"]
     both = put("model.onnx", g.file(g.node("MatMul", " ".join(towers))))
-    with pytest.raises(UsageError, match=r"2 norms lead to the first output .*text.norm, image.norm; choose with --norm"):
+    with pytest.raises(
+        UsageError, match=r"2 norms lead to the first output .*text.norm, image.norm; choose with --norm"
+    ):
         read(both)
     assert read(both, norm="image.norm").final_norm == "image.norm.weight"
     with pytest.raises(UsageError, match="'norm' names 2 norms"):
@@ -314,7 +316,9 @@ def test_weights_are_stepped_over(build, put):
 
 
 def test_hostile_messages(build, put):
-    ok = build.onnx([build.onnx_node("LayerNormalization", "x norm.weight", "out")], [build.onnx_weight("norm.weight", GAIN)])
+    ok = build.onnx(
+        [build.onnx_node("LayerNormalization", "x norm.weight", "out")], [build.onnx_weight("norm.weight", GAIN)]
+    )
     twice = build.onnx([], [build.onnx_weight("norm.weight", GAIN)] * 2)
     huge = build.proto(*[(1, (1 << 62) + 1)] * 16, (2, 1), (8, "norm.weight"), (9, b"\0" * 4))
     cases = {
@@ -327,7 +331,10 @@ def test_hostile_messages(build, put):
         "a name twice": (twice, "tensor 'norm.weight' appears twice"),
         "sizes beyond reason": (build.onnx([], [huge]), "4 bytes do not hold shape"),
         "too many axes": (build.onnx([], [build.proto(*[(1, 1)] * 17, (2, 1))]), "is not a list of sizes"),
-        "a negative size": (build.onnx([], [build.proto((1, -1), (2, 1), (8, "norm.weight"))]), "is not a list of sizes"),
+        "a negative size": (
+            build.onnx([], [build.proto((1, -1), (2, 1), (8, "norm.weight"))]),
+            "is not a list of sizes",
+        ),
         "a name beyond reason": (build.onnx([], [build.proto((8, "n" * 70_000))]), "a tensor's name is not what"),
         "too many fields": (build.proto((7, b"\x08\x01" * 600_000)), "more than 262144 fields"),
         "a page": (b"<html>" + bytes(100), "an HTML or XML page"),
@@ -338,10 +345,10 @@ def test_hostile_messages(build, put):
         ),
     }
     for what, (content, words) in cases.items():
-        path, started = put("model.onnx", content), time.perf_counter()
+        path, started = put("model.onnx", content), time.process_time()
         with pytest.raises(InputError, match=words):
             open_model(path).vector("norm.weight")
-        assert time.perf_counter() - started < 2, what
+        assert time.process_time() - started < 2, what
     np.testing.assert_array_equal(open_model(put("model.onnx", ok)).vector("norm.weight"), GAIN.astype(float))
 
 
@@ -360,9 +367,9 @@ def test_many_outputs_over_a_long_chain_take_bounded_time(build, put):
     nodes += [build.onnx_node("LayerNormalization", "v0 norm.weight", "v0n"), build.onnx_node("Relu", "v0n", "out")]
     outputs = ("out", *(f"v{length}" for _ in range(length)))
     path = put("model.onnx", build.onnx(nodes, [build.onnx_weight("norm.weight", GAIN)], outputs))
-    started = time.perf_counter()
+    started = time.process_time()
     assert read(path).kind == "layernorm"
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_cut_anywhere(build, put, tmp_path):
@@ -388,7 +395,9 @@ def test_against_the_official_package(apart, tmp_path):
     }
     weights = [onnx.numpy_helper.from_array(value, name) for name, value in values.items()]
     weights.append(onnx.helper.make_tensor("as floats", onnx.TensorProto.FLOAT, [3], [1.5, 2.5, 3.5]))
-    norm = onnx.helper.make_node("LayerNormalization", ["x", "norm.weight", "norm.bias"], ["out"], epsilon=1e-4, axis=-1)
+    norm = onnx.helper.make_node(
+        "LayerNormalization", ["x", "norm.weight", "norm.bias"], ["out"], epsilon=1e-4, axis=-1
+    )
     ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 300]) for name in ("x", "out")]
     proto = onnx.helper.make_model(onnx.helper.make_graph([norm], "g", ends[:1], ends[1:], weights))
     path = tmp_path / "model.onnx"

@@ -43,7 +43,12 @@ CONFIG = {"model_type": "gpt2", "n_embd": D, "n_layer": 1}
 @pytest.mark.parametrize("dtype", ["float64", "float32", "float16", "bfloat16"])
 def test_every_layout_and_type(zipped, protocol, dtype, tmp_path):
     tensors = {f"norm.{i}": gains(i, D + i, getattr(torch, dtype)) for i in range(3)}
-    tensors |= {"matrix": torch.randn(4, 6), "integers": torch.arange(5), "empty": torch.empty(0), "one": torch.ones(())}
+    tensors |= {
+        "matrix": torch.randn(4, 6),
+        "integers": torch.arange(5),
+        "empty": torch.empty(0),
+        "one": torch.ones(()),
+    }
     torch.save(tensors, tmp_path / "x.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     checkpoint = open_model(tmp_path / "x.pt")
     assert isinstance(checkpoint, TorchCheckpoint)
@@ -139,7 +144,9 @@ def test_a_directory_and_its_shards(tmp_path, put):
     (tmp_path / "pytorch_model.bin").unlink()
     for i, name in enumerate(names):
         torch.save({name: tensors[name]}, tmp_path / f"pytorch_model-{i}.bin")
-    put("pytorch_model.bin.index.json", {"weight_map": {name: f"pytorch_model-{i}.bin" for i, name in enumerate(names)}})
+    put(
+        "pytorch_model.bin.index.json", {"weight_map": {name: f"pytorch_model-{i}.bin" for i, name in enumerate(names)}}
+    )
     (tmp_path / "pytorch_model-0.bin").unlink()  # the embedding's shard is not needed
     sharded = read(tmp_path)
     assert sharded.predicted_eigenvalues == whole.predicted_eigenvalues
@@ -187,7 +194,9 @@ class Runs:
 def test_a_function_is_refused_by_name(zipped, protocol, function, arguments, named, tmp_path):
     exploded = tmp_path / "exploded"
     bomb = Runs(function, arguments.format(str(exploded)))
-    torch.save({**gpt2(), "bomb": bomb}, tmp_path / "x.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        {**gpt2(), "bomb": bomb}, tmp_path / "x.pt", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped
+    )
     with pytest.raises(InputError, match=rf"x.pt: its pickle names {named}, which no checkpoint needs"):
         open_model(tmp_path / "x.pt")
     assert not exploded.exists()
@@ -236,11 +245,11 @@ HOSTILE = {
     "tuples a hundred thousand deep": (OPEN + b")" + b"\x85" * 100_000 + b".", "holds a tuple"),
     "such a tuple as a key": (OPEN + b"})" + b"\x85" * 100_000 + b"K\1s.", "no mapping of names"),
     "lists a hundred thousand deep": (OPEN + b"(" * 100_000 + b"l" * 100_000 + b".", "holds a list"),
-    "too many steps": (OPEN + b"K\1" * STEPS_LIMIT + b".", "of more than 524288 steps"),
+    "too many steps": (OPEN + b"K\1" * STEPS_LIMIT + b".", f"of more than {STEPS_LIMIT} steps"),
     "a doubling of doublings": (OPEN + b")" + b"2\x86" * 100_000 + b".", "holds a tuple"),
     "a list copied again and again": (
         OPEN + b"](" + b"K\1" * 5_000 + b"e\x940" + b"ccollections\nOrderedDict\nh\0\x85R0" * 5_000 + b"N.",
-        "of more than 524288 steps",
+        f"of more than {STEPS_LIMIT} steps",
     ),
     "a text longer than the file": (OPEN + b"X\xff\xff\xff\x7fabc", "its pickle ends too early"),
     "bytes longer than any memory": (OPEN + b"\x8e" + b"\xff" * 7 + b"\x7f", "its pickle ends too early"),
@@ -267,10 +276,10 @@ HOSTILE = {
 def test_hostile_pickles(what, build, put):
     raw, words = HOSTILE[what]
     path = put("x.pt", build.torch_zip(raw))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InputError, match=words):
         open_model(path)
-    assert time.perf_counter() - started < 2
+    assert time.process_time() - started < 2
 
 
 def torch_pickle(storage=("FloatStorage", "0", D), offset=0, shape=(D,), strides=(1,), function="_rebuild_tensor_v2"):
@@ -349,12 +358,21 @@ def test_archives(tmp_path):
         (lambda: archive(good, folder="a/b"), "a zip archive without a model's data.pkl"),
         (lambda: patched(archive(good), (entry, 8 - 46, b"\1")), "record 'archive/data/0' is encrypted"),
         (lambda: patched(archive(good), (entry, 24 - 46, struct.pack("<I", 99))), "is 99 bytes and takes up 32"),
-        (lambda: patched(archive(good), (entry, 20 - 46, struct.pack("<2I", 9999, 9999))), "record 'archive/data/0' should"),
+        (
+            lambda: patched(archive(good), (entry, 20 - 46, struct.pack("<2I", 9999, 9999))),
+            "record 'archive/data/0' should",
+        ),
         (lambda: patched(archive(good), (entry, 42 - 46, struct.pack("<I", 0))), "calls itself b'archive/data.pkl'"),
         (lambda: patched(archive(good), (entry, 42 - 46, struct.pack("<I", 7))), "no such record where"),
         (lambda: patched(archive(good), (entry, 42 - 46, struct.pack("<I", size - 3))), "should end at byte"),
-        (lambda: patched(archive(good), (b"PK\5\6", 10, struct.pack("<H", 65000))), "claims 65000 records in a directory"),
-        (lambda: patched(archive(good), (b"PK\5\6", 12, struct.pack("<I", 1 << 30))), "the archive's directory should end"),
+        (
+            lambda: patched(archive(good), (b"PK\5\6", 10, struct.pack("<H", 65000))),
+            "claims 65000 records in a directory",
+        ),
+        (
+            lambda: patched(archive(good), (b"PK\5\6", 12, struct.pack("<I", 1 << 30))),
+            "the archive's directory should end",
+        ),
         (lambda: patched(archive(good), (b"PK\5\6", 10, b"\xff\xff")), "64-bit directory is missing"),
         (lambda: patched(archive(good), (b"PK\5\6", 4, b"\1")), "an archive in several parts"),
     ):

@@ -24,6 +24,9 @@ HEADER_LIMIT = 100_000_000
 CONFIG_LIMIT = 10_000_000
 """Longest config.json believed, bytes."""
 
+JSON_VALUES_LIMIT = 800_000
+"""Most values believed in a JSON text: ninety thousand tensors of a header, four times the longest index."""
+
 _BLOCK = 1 << 15
 
 _FIRST_BYTES = (
@@ -140,8 +143,11 @@ def parse_json(raw: bytes, where: str, *, unique_keys: bool = False) -> Any:
         The value, of whatever JSON type.
 
     Raises:
-        InputError: not UTF-8, not JSON, nested beyond reason, or a key twice.
+        InputError: not UTF-8, not JSON, nested beyond reason, of too many values, or a key twice.
     """
+    # A value is a few bytes of text and a hundred of memory. Each but the first follows a comma or opens a list.
+    if (values := sum(map(raw.count, (b",", b"[", b"{")))) > JSON_VALUES_LIMIT:
+        raise InputError(f"{where}: some {values} values are too many for a model's JSON (at most {JSON_VALUES_LIMIT})")
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique if unique_keys else None)
     except _TwiceError as error:

@@ -72,7 +72,9 @@ def _timm(checkpoint: Checkpoint) -> list[Evidence]:
     if found is None or found.final is None:
         return []
     known = found.final.kind != "undetermined"
-    value = f"{found.model_type}: {'a family with norms' if known else 'not a family known to have norms'} over channels"
+    value = (
+        f"{found.model_type}: {'a family with norms' if known else 'not a family known to have norms'} over channels"
+    )
     strength = "strong" if known else "weak"
     return [Evidence(name="timm_architecture", says=found.final.kind, strength=strength, value=value)]
 

@@ -175,14 +175,15 @@ class OnnxCheckpoint(Checkpoint):
         """The numbers among a node's attributes, by name."""
         found: dict[str, float | list[int]] = {}
         for place in node.attributes:
-            name, value = "", None
+            name = ""
+            value: float | list[int] | None = None
             for part in self._wire.fields(place.start, place.stop, "an attribute"):
                 if part.number == 1:
                     name = self._wire.text(part, "an attribute's name")
                 elif part.number == 2:
                     value = self._wire.number32(part, "an attribute")
                 elif part.number in (3, 8):
-                    held = value if isinstance(value, list) else []
+                    held: list[int] = value if isinstance(value, list) else []
                     value = held + self._wire.numbers(part, "an attribute")
             if value is not None:
                 found[name] = value
@@ -332,7 +333,9 @@ class OnnxCheckpoint(Checkpoint):
         for key, default in (("offset", 0), ("length", size)):
             text = external.get(key, str(default))
             if not (text.isascii() and text.isdigit() and len(text) < 20):
-                raise InputError(f"{self.path}: tensor {name!r}: the {key} {text[:40]!r} of its external data is no number")
+                raise InputError(
+                    f"{self.path}: tensor {name!r}: the {key} {text[:40]!r} of its external data is no number"
+                )
             numbers.append(int(text))
         start, length = numbers
         if start + length > (end := file_size(path)):

@@ -162,7 +162,9 @@ class _Search:
             )
         steps = [node for node in self.consumers.get(value, ()) if node.outputs and allowed(node)]
         # Where a gain is behind one of several it is that way: a normalised vector may also feed something else.
-        return next((n for n in steps if n.op == "Mul" and self._constant_side(n, value)[0]), steps[0] if steps else None)
+        return next(
+            (n for n in steps if n.op == "Mul" and self._constant_side(n, value)[0]), steps[0] if steps else None
+        )
 
     def _constant_side(self, node: Node, value: str) -> tuple[str | None, float]:
         """The stored vector that a node combines with a value."""
@@ -188,7 +190,9 @@ class _Search:
         if node is None or node.op != "Sub":
             return False
         mean = self._source(_input(node, 1))
-        return mean is not None and mean.op == "ReduceMean" and self._root(_input(mean, 0)) == self._root(node.inputs[0])
+        return (
+            mean is not None and mean.op == "ReduceMean" and self._root(_input(mean, 0)) == self._root(node.inputs[0])
+        )
 
     def _over_last_axis(self, mean: Node) -> bool:
         axes = self.graph.attributes(mean).get("axes") or self.graph.scalars(_input(mean, 1))

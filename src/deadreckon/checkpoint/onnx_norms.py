@@ -1,4 +1,4 @@
-"""The norms of an ONNX file, by its graph; where a config beside it names the architecture, its names decide the role."""
+"""The norms of an ONNX file, by its graph; where a config names the architecture, the atlas says which is a head's."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ def onnx_norms(
     def read(norm: GraphNorm, role: str) -> Norm:
         if norm.gain is None:
             raise UsageError(
-                f"{checkpoint.path}: the final norm ({norm.seen}) has no stored gain in this graph"
-                + _choices(named)
+                f"{checkpoint.path}: the final norm ({norm.seen}) has no stored gain in this graph" + _choices(named)
             )
         offset = norm.offset if gain_offset is None else gain_offset
         gain = effective_gain(checkpoint.vector(norm.gain), offset, what=f"{checkpoint.path}: {norm.gain}")

@@ -15,7 +15,7 @@ from typing import Any
 
 from deadreckon.errors import InputError
 
-STEPS_LIMIT = 1 << 19
+STEPS_LIMIT = 400_000
 """Most opcodes and items of one pickle: ten thousand tensors take that many."""
 
 _INERT = {
@@ -111,6 +111,9 @@ class Stored:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+_SET = Unknown("a set")
 
 
 class TruncatedError(Exception):
@@ -215,6 +218,10 @@ class _Machine:
         items = self.marked()
         self.stack.append(items)
 
+    def build_set(self) -> None:
+        self.marked()
+        self.stack.append(_SET)
+
     def build_dict(self, _: Any) -> None:
         items = self.marked()
         self.stack.append({})
@@ -234,6 +241,7 @@ class _Machine:
         """Push a name that may be named."""
         if not (isinstance(module, str) and isinstance(name, str)):
             raise TypeError
+        self.count(3)  # it takes that much longer than other steps
         home = _OLD_NAMES.get(module, module)
         top = module.partition(".")[0]
         if (top in sys.stdlib_module_names or top in _OLD_LIBRARY) and name not in _INERT.get(home, ()):
@@ -297,7 +305,15 @@ def _tensor(
 
 
 def _tensor_of_dtype(
-    machine: _Machine, storage: Any, offset: Any, shape: Any, strides: Any, grad: Any, hooks: Any, dtype: Any, *rest: Any
+    machine: _Machine,
+    storage: Any,
+    offset: Any,
+    shape: Any,
+    strides: Any,
+    grad: Any,
+    hooks: Any,
+    dtype: Any,
+    *rest: Any,
 ) -> Stored:
     if not isinstance(dtype, Name):
         raise TypeError
@@ -352,8 +368,11 @@ _CALLS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 _CONSTANTS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+    {
+        *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+    }
 )
 _VALUES: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -364,7 +383,6 @@ _VALUES: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "EMPTY_SET": lambda: _SET,
 }
-_SET = Unknown("a set")
 _GETS = frozenset({"GET", "BINGET", "LONG_BINGET"})
 _PUTS = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
 _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
@@ -382,7 +400,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE3": lambda machine, argument: machine.build_tuple(3),
     "LIST": _Machine.build_list,
     "DICT": _Machine.build_dict,
-    "FROZENSET": lambda machine, argument: (machine.marked(), machine.stack.append(_SET))[1],
+    "FROZENSET": lambda machine, argument: machine.build_set(),
     "APPEND": lambda machine, argument: machine.append([machine.stack.pop()]),
     "APPENDS": lambda machine, argument: machine.append(machine.marked()),
     "ADDITEMS": lambda machine, argument: machine.marked().clear(),

@@ -88,8 +88,8 @@ class Wire:
                 raise InputError(f"{self.path}: {what}: a field of the unknown type {wire} at byte {at}: damaged")
             if number == 0 or at + length > stop:
                 raise InputError(
-                    f"{self.path}: {what}: a field at byte {at} claims {length} bytes and {stop - at} are left: the file "
-                    "was cut short or is damaged"
+                    f"{self.path}: {what}: a field at byte {at} claims {length} bytes and {stop - at} are left: the "
+                    "file was cut short or is damaged"
                 )
             yield Field(number, wire, at, at + length)
             at += length

@@ -7,9 +7,10 @@ for are read. Of a sharded checkpoint only the headers of the shards that hold t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from os.path import exists, isdir  # unlike Path's, these answer False where they may not look
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +33,7 @@ from deadreckon.checkpoint.elements import read_vector
 from deadreckon.checkpoint.format import Checkpoint, TensorEntry, register_format
 from deadreckon.errors import InputError, UnreachableError
 
+_SEPARATOR = re.compile(r"[/\\:]")  # of folders and drives, on any system
 _FILE = ".safetensors"
 _INDEX = ".safetensors.index.json"
 
@@ -148,7 +150,7 @@ class SafetensorsCheckpoint(Checkpoint):
 class LazyTensors(Mapping[str, TensorEntry]):
     """Names from the index; an entry costs its shard's header when it is first asked for."""
 
-    def __init__(self, names: Mapping[str, str], locate: Callable[[str], TensorEntry]) -> None:
+    def __init__(self, names: Mapping[str, object], locate: Callable[[str], TensorEntry]) -> None:
         self._names = names
         self._locate = locate
 
@@ -295,9 +297,4 @@ def _weights(directory: Path) -> Path:
 
 def is_plain_name(name: Any) -> bool:
     """Whether this is one path component on every system. A link of such a name is fine: hub caches are links."""
-    return (
-        isinstance(name, str)
-        and name.isprintable()
-        and name not in ("", ".", "..")
-        and PureWindowsPath(name).name == name  # which knows both kinds of slash, and drives
-    )
+    return isinstance(name, str) and name.isprintable() and name not in ("", ".", "..") and not _SEPARATOR.search(name)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from deadreckon.checkpoint.zoo import ZooEntry
 
 ACCEPTED = (
-    "a directory with safetensors or pytorch_model.bin and config.json, a .safetensors file or its .index.json, a .gguf, "
-    ".onnx, .pt, .pth, .bin or .ckpt file, random:NAME[#SEED], or demo:NAME"
+    "a directory with safetensors or pytorch_model.bin and config.json, a .safetensors file or its .index.json, a "
+    ".gguf, .onnx, .pt, .pth, .bin or .ckpt file, random:NAME[#SEED], or demo:NAME"
 )
 """What a model may be, in words."""
 
@@ -166,7 +166,11 @@ def _hint(name: str) -> str:
     if name in demo_names():
         return f"; did you mean demo:{name}?"
     match = _HUB_NAME.fullmatch(name)
-    if not match or name.startswith(".") or name.endswith((".safetensors", ".gguf", ".json", ".onnx", *torchfile.SUFFIXES, *_FOREIGN)):
+    if (
+        not match
+        or name.startswith(".")
+        or name.endswith((".safetensors", ".gguf", ".json", ".onnx", *torchfile.SUFFIXES, *_FOREIGN))
+    ):
         return ""
     repository, revision = match.groups()
     option = f" --revision {revision}" if revision else ""

@@ -190,7 +190,7 @@ class TorchCheckpoint(Checkpoint):
         return LazyTensors(tensors, lambda name: _entry(path, name, tensors[name], *place(tensors[name].storage)))
 
     def _sequential(self, path: Path) -> Mapping[str, TensorEntry]:
-        """The layout before torch 1.6: magic, version, byte order, value and keys, and each storage after its length."""
+        """The layout before torch 1.6: magic, version, byte order, value, keys, and each storage after its length."""
         from deadreckon.checkpoint.pickles import ELEMENTS, TruncatedError, load
 
         size = file_size(path)
@@ -274,6 +274,16 @@ def _state_dict(path: Path, value: Any) -> dict[str, Stored]:
 
     It is the value itself where that holds a tensor, else what lies under the first of `_STATE_DICTS` that is there,
     else the only mapping with tensors one level down.
+
+    Args:
+        path: the file, for an error.
+        value: what its pickle describes.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        InputError: there is none, or several.
     """
     from deadreckon.checkpoint.pickles import Stored, Unknown
 

@@ -157,7 +157,9 @@ class Archive:
                 raise InputError(f"{self.path}: the archive's directory is damaged")
             size, packed, header = _widened(extra, size, packed, header)
             if name in members:
-                raise InputError(f"{self.path}: record {name[:80]!r} appears twice, and readers disagree on which counts")
+                raise InputError(
+                    f"{self.path}: record {name[:80]!r} appears twice, and readers disagree on which counts"
+                )
             if method == 0 and size != packed:
                 raise InputError(f"{self.path}: record {name[:80]!r} is {size} bytes and takes up {packed}: damaged")
             members[name] = Member(name, header, size, method, flags)

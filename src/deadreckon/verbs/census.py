@@ -104,7 +104,9 @@ def _of_name(model: str | os.PathLike[str]) -> _Subject:
     checkpoint = open_model(source)
     where = str(source)
     if checkpoint.format in ("gguf", "onnx"):
-        raise UsageError(f"{where}: no anatomy known for {checkpoint.format.upper()} files; name the model's checkpoint")
+        raise UsageError(
+            f"{where}: no anatomy known for {checkpoint.format.upper()} files; name the model's checkpoint"
+        )
     config = checkpoint.config
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
