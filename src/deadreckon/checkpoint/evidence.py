@@ -9,7 +9,7 @@ from deadreckon.checkpoint.adapter import adapter_note
 from deadreckon.checkpoint.atlas import gguf_naming, lookup
 from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.checkpoint.naming import canonical
-from deadreckon.checkpoint.timm_norms import timm_architecture
+from deadreckon.checkpoint.timm_norms import is_timm, timm_architecture
 from deadreckon.kernel.norm import Norm
 from deadreckon.results.reading import Evidence
 
@@ -68,6 +68,8 @@ def of_architecture(config: Mapping[str, Any]) -> Evidence:
 
 
 def _timm(checkpoint: Checkpoint) -> list[Evidence]:
+    if not is_timm(checkpoint.config):
+        return []
     found = timm_architecture(checkpoint.config, {canonical(name) for name in checkpoint.tensors})
     if found is None or found.final is None:
         return []

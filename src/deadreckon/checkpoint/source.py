@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from deadreckon.checkpoint import gguf, onnx, safetensors, torchfile  # noqa: F401 - importing a format registers it
+from deadreckon.checkpoint import gguf, safetensors  # noqa: F401 - importing a format registers it
 from deadreckon.checkpoint.bounded import guess_content, unreachable
 from deadreckon.checkpoint.demo import demo_names, demo_path
 from deadreckon.checkpoint.format import Checkpoint, format_of
@@ -139,7 +139,12 @@ def open_model(model: str | os.PathLike[str] | Source) -> Checkpoint:
     path = resolve(source)
     if not isinstance(path, Path):
         raise UsageError(f"{source}: a configuration with random weights has no checkpoint to open")
-    if format_type := format_of(path):
+    format_type = format_of(path)
+    if format_type is None:  # the rarer ones are imported now: a cold start would pay for them
+        from deadreckon.checkpoint import onnx, torchfile  # noqa: F401
+
+        format_type = format_of(path)
+    if format_type is not None:
         return format_type.open(path)
     raise InputError(f"{path}: {_why_not(path)}")
 
@@ -165,11 +170,13 @@ def _hint(name: str) -> str:
     """What may have been meant by a path that is not there."""
     if name in demo_names():
         return f"; did you mean demo:{name}?"
+    from deadreckon.checkpoint.torchfile import SUFFIXES
+
     match = _HUB_NAME.fullmatch(name)
     if (
         not match
         or name.startswith(".")
-        or name.endswith((".safetensors", ".gguf", ".json", ".onnx", *torchfile.SUFFIXES, *_FOREIGN))
+        or name.endswith((".safetensors", ".gguf", ".json", ".onnx", *SUFFIXES, *_FOREIGN))
     ):
         return ""
     repository, revision = match.groups()
@@ -186,8 +193,10 @@ def _why_not(path: Path) -> str:
         return (
             _FOREIGN.get(path.suffix) or guess_content(path) or f"not a checkpoint that is read here; name {ACCEPTED}"
         )
+    from deadreckon.checkpoint.torchfile import SUFFIXES
+
     names = sorted(os.listdir(path))
-    for what, suffixes in (("GGUF", ".gguf"), ("ONNX", ".onnx"), ("torch.save", torchfile.SUFFIXES)):
+    for what, suffixes in (("GGUF", ".gguf"), ("ONNX", ".onnx"), ("torch.save", SUFFIXES)):
         if found := [name for name in names if name.endswith(suffixes)]:
             return f"holds {what} files: name the one to read, for example {path / found[0]}"
     return f"this directory holds no checkpoint; name {ACCEPTED}"
