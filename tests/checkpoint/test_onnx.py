@@ -372,6 +372,21 @@ def test_many_outputs_over_a_long_chain_take_bounded_time(build, put):
     assert time.process_time() - started < 2
 
 
+def test_a_graph_in_which_everything_meets_takes_bounded_time(build, put):
+    """Thousands of norms whose chains run into one value that thousands of operations take."""
+    g, count = Graph(build), 6_000
+    square, eps = g.node("Pow", f"x {g.scalar(2)}"), g.scalar(EPS)
+    means = [g.node("ReduceMean", square, g.axes(-1)) for _ in range(count)]
+    meeting = g.node("Add", f"{' '.join(means)} {eps}")
+    shared = g.node("Sqrt", g.node("Add", f"{means[0]} {eps}"))
+    for _ in range(count):
+        g.node("Mul", f"{shared} {meeting}")
+    path = put("model.onnx", g.file(shared))
+    started = time.process_time()
+    assert open_model(path).norms[0].kind == "rmsnorm"
+    assert time.process_time() - started < 2
+
+
 def test_cut_anywhere(build, put, tmp_path):
     g, _, logits = model(build, built_rms)
     content = g.file(logits)

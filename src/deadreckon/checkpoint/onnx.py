@@ -102,6 +102,7 @@ class OnnxCheckpoint(Checkpoint):
         self.nodes: list[Node] = []
         self.outputs: list[str] = []
         self._weights: dict[str, _Tensor] = {}
+        self._scalars: dict[str, list[float] | None] = {}
         self._wire: Wire = Wire(path)
         graphs = [f for f in self._top() if f.number == 7 and f.wire == BYTES]
         if len(graphs) != 1:
@@ -191,6 +192,11 @@ class OnnxCheckpoint(Checkpoint):
 
     def scalars(self, name: str) -> list[float] | None:
         """The numbers of a small stored tensor, None where it is none or holds none."""
+        if name not in self._scalars:
+            self._scalars[name] = self._read_scalars(name)
+        return self._scalars[name]
+
+    def _read_scalars(self, name: str) -> list[float] | None:
         from deadreckon.checkpoint.bounded import read_range
 
         weight = self._weights.get(name)

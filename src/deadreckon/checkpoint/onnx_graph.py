@@ -25,6 +25,7 @@ _FUSED = {
 }
 _THROUGH = ("Cast", "Identity")
 _CHAIN_LIMIT = 16
+_CONSUMERS_LIMIT = 32  # of one value, looked at: a hostile graph could make each norm look at all nodes
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class _Search:
     def _built(self, mean: Node) -> tuple[GraphNorm, str] | None:
         """The norm whose mean of squares this is, and the value that it makes."""
         square = self._source(_input(mean, 0))
-        if square is None or not self._over_last_axis(mean):
+        if square is None or len(square.inputs) != 2 or not self._over_last_axis(mean):
             return None
         if not (square.op == "Pow" and self._is(_input(square, 1), 2.0)) and not (
             square.op == "Mul" and len(set(square.inputs)) == 1
@@ -160,7 +161,8 @@ class _Search:
                 or (node.op == "Add" and any(self.graph.scalars(name) for name in node.inputs))
                 or (node.op == "Pow" and any(self._is(_input(node, 1), power) for power in (0.5, -0.5)))
             )
-        steps = [node for node in self.consumers.get(value, ()) if node.outputs and allowed(node)]
+        users = [node for node in self.consumers.get(value, ())[:_CONSUMERS_LIMIT] if node.outputs]
+        steps = [node for node in users if len(node.inputs) <= 2 and allowed(node)]
         # Where a gain is behind one of several it is that way: a normalised vector may also feed something else.
         return next(
             (n for n in steps if n.op == "Mul" and self._constant_side(n, value)[0]), steps[0] if steps else None
