@@ -118,8 +118,10 @@ def _of_name(model: str | os.PathLike[str]) -> Subject:
         return Subject(str(source), entry.model_class, anatomy, None, None, notes)
     checkpoint = open_model(source)
     where = str(source)
-    if checkpoint.format == "gguf":
-        raise UsageError(f"{where}: no anatomy known for GGUF files; name the safetensors checkpoint")
+    if checkpoint.format in ("gguf", "onnx"):
+        raise UsageError(
+            f"{where}: no anatomy known for {checkpoint.format.upper()} files; name the model's checkpoint"
+        )
     config = checkpoint.config
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
@@ -230,7 +232,7 @@ def _emitted(subject: Subject, found: DeadParameters, emit: str) -> tuple[Emitte
 
 
 def _whole(checkpoint: Checkpoint, name: str) -> Float64Array:
-    """Any tensor of a safetensors checkpoint in float64."""
+    """Any tensor of a checkpoint in float64."""
     from deadreckon.checkpoint.bounded import read_range
 
     entry = checkpoint.tensors[name]

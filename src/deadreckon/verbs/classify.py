@@ -55,7 +55,7 @@ def _evidence(model: str | os.PathLike[str] | nn.Module) -> tuple[str, str | Non
         return str(source), None, [of_architecture(zoo_entry(source.name).config)]
     checkpoint = open_model(source)
     try:
-        norm = find_norms(checkpoint)[0]
+        norm = find_norms(checkpoint, kind="layernorm")[0]  # its kind is what the evidence is for; here any will do
     except UsageError:  # ends un-normed, or unknown: the evidence says which
         norm = None
     return str(source), checkpoint.revision, gather(checkpoint, norm)
