@@ -10,6 +10,7 @@ against its bare forward pass over the same tokens.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,9 @@ SHAPES = (
     ("gemma-3-270m", "head"),
     ("llama-3.1-8b", "head"),
 )
+
+
+TRAINED = ("minilm", "mgm", "rxnmapper", "whisper", "dinov2")
 
 
 def main() -> None:
@@ -58,17 +62,34 @@ def shapes() -> list[dict[str, Any]]:
     return rows
 
 
-def trained(folder: Path) -> list[dict[str, Any]]:
-    from trained import models
+def trained(wheels: Path) -> list[dict[str, Any]]:
+    import tempfile
 
+    import trained
+    from trace_trained import CASES
+
+    trained.fetch(wheels)
     rows = []
-    for name, model, batches in models(folder):
-        for dtype in (torch.float32, torch.float64):
-            model = model.to(dtype)
-            site = "all"
-            record = deadreckon.fisher(model, site=site, batches=batches, tokens=64)
-            rows.append({"model": name, "dtype": str(dtype).removeprefix("torch."), **summary(record)})
+    with tempfile.TemporaryDirectory() as folder:
+        for name in TRAINED:
+            for dtype in ("float32", "float64"):
+                model, given = CASES[name].given(wheels, Path(folder))
+                given = {key: value for key, value in given.items() if key != "tokens"}
+                if isinstance(model, torch.nn.Module):
+                    model = model.to(getattr(torch, dtype))
+                    batches = given.get("batches")
+                    if batches is not None:
+                        given["batches"] = [to_dtype(batch, getattr(torch, dtype)) for batch in batches]
+                else:
+                    given["dtype"] = dtype
+                record = deadreckon.fisher(model, site="all", tokens=64, **given)
+                rows.append({"model": name, "inputs": CASES[name].inputs, "dtype": dtype, **summary(record)})
+                print(rows[-1], flush=True)
     return rows
+
+
+def to_dtype(batch: Any, dtype: torch.dtype) -> dict[str, Any]:
+    return {k: v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in batch.items()}
 
 
 def summary(record: deadreckon.Fisher) -> dict[str, Any]:
@@ -102,9 +123,7 @@ def cost(name: str, tokens: int) -> dict[str, Any]:
 
     model = Opened.of(f"random:{name}", ModelOptions(affine="lognormal:0.5", dtype="bfloat16"), head=True).loaded.model
     rows = 2048 // 512
-    batches = [
-        batch for batch, _ in zip(random_inputs(model, seed=0, batch_size=rows).batches(), range(tokens // 2048))
-    ]
+    batches = list(itertools.islice(random_inputs(model, seed=0, batch_size=rows).batches(), tokens // 2048))
     batches = [{key: value.to(next(model.parameters()).device) for key, value in batch.items()} for batch in batches]
 
     @torch.no_grad()

@@ -18,11 +18,12 @@ from deadreckon.errors import InputError, UsageError
 from deadreckon.forward.differentiable import without_derivative
 from deadreckon.forward.outputs import Outputs
 from deadreckon.forward.replacing import Replace, replaced
-from deadreckon.forward.responses import Response, Visit, response_to, response_to_error, response_to_ulps
+from deadreckon.forward.responses import Factored, Response, Visit, response_to, response_to_error, response_to_ulps
 from deadreckon.forward.sites import Site, weight_of
 from deadreckon.forward.steps import SiteSteps, Step
 
-_KEPT = 2**27  # probabilities that are kept from one step to the next
+_AT_ONCE = 2**27  # probabilities of tokens that are looked at together, on an accelerator
+_HELD = 2**30  # numbers in the random directions that are held together
 _TOGETHER = 2**26  # numbers that the outputs of steps taken at once may be
 _NO_DERIVATIVE = ("forward AD", "jvp", "forward mode")
 
@@ -134,29 +135,60 @@ def at_head(model: nn.Module, site: Site, inputs: Sequence[Tensor]) -> Evaluate:
     def visit(x: Tensor) -> tuple[list[Visit], Tensor]:
         y = norm(x)
         logits = head(y)
-        return [Visit(site.norm_path, x, y), Visit(reader.path, y, logits)], torch.softmax(logits.double(), -1)
+        p = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        return [Visit(site.norm_path, x, y), Visit(reader.path, y, logits)], p
 
-    total = sum(len(x) for x in inputs)
-    keep = total * weight_of(model, reader).shape[-1 if reader.input_first else 0] <= _KEPT
+    words, width = weight_of(model, reader).shape[:: -1 if reader.input_first else 1]
+    device = inputs[0].device
+    tokens = max(1, (_AT_ONCE if device.type == "cuda" else _AT_ONCE // 16) // words)
+    chunks = [x[i : i + tokens] for x in inputs for i in range(0, len(x), tokens)]
+    held = max(1, _HELD // (words * width))
+
+    def constant(of_norm: Tensor | Factored | None) -> Tensor | float:
+        """What a moved shift adds to the logits of every token."""
+        if not isinstance(of_norm, Tensor):
+            return 0.0
+        shift = of_norm[:1].to(weight_of(model, reader).dtype)
+        moved: Tensor = head(torch.cat([shift, torch.zeros_like(shift)])).double()
+        return moved[0] - moved[1]
 
     @torch.no_grad()
     def evaluate(responses: Sequence[Callable[[], Response]]) -> list[float]:
-        kept = [visit(x) for x in inputs] if keep else None
-        totals = torch.zeros(len(responses), dtype=torch.float64)
-        for number, make in enumerate(responses):
-            response = make()
-            for place, x in enumerate(inputs):
-                visits, p = visit(x) if kept is None else kept[place]
-                of_norm, change = response(visits)
-                if of_norm is not None:  # the same for every token
-                    moved = torch.stack([of_norm[0], torch.zeros_like(of_norm[0])]).to(visits[0].made.dtype)
-                    moved = head(moved).double()
-                    change = (0.0 if change is None else change) + (moved[0] - moved[1])
-                if change is not None:
-                    totals[number] += _square(p, change.expand(p.shape).clone()).sum().cpu()
-        return _means(totals, total, site)
+        totals = torch.zeros(len(responses), dtype=torch.float64, device=device)
+        for start in range(0, len(responses), held):
+            made = [make() for make in responses[start : start + held]]
+            for x in chunks:
+                visits, p = visit(x)
+                for number, response in enumerate(made):
+                    of_norm, change = response(visits)
+                    moved = constant(of_norm)
+                    if isinstance(change, Factored):
+                        square = _factored_square(p, change, moved)
+                    elif change is not None:
+                        square = _square(p, change.to(p.dtype) + (moved.to(p) if isinstance(moved, Tensor) else moved))
+                    totals[start + number] += square.sum(dtype=torch.float64)
+        return _means(totals.cpu(), sum(len(x) for x in inputs), site)
 
     return evaluate
+
+
+def _factored_square(p: Tensor, change: Factored, moved: Tensor | float) -> Tensor:
+    """Var_p of scalar times left plus constant, from the moments of the two vectors, without cancellation."""
+    left, constant = change.left, moved if change.constant is None else change.constant + moved
+    scalars, rest = change.scalars, torch.zeros_like(left) + constant
+    length = float(left @ left)
+    if length > 0:  # what a remedy takes back is taken back here, before anything is rounded
+        share = float(rest @ left) / length
+        scalars, rest = scalars + share, rest - share * left
+    vectors = torch.stack([left, rest])
+    scale = vectors.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    a, b = (vectors / scale).to(p)
+    means = (p @ torch.stack([a, b, a * a, a * b, b * b], 1)).double()
+    of_a, of_b, of_aa, of_ab, of_bb = means.unbind(1)
+    size_a, size_b = scale[:, 0]
+    scalars = scalars * size_a
+    square = scalars.square() * (of_aa - of_a**2) + size_b**2 * (of_bb - of_b**2)
+    return (square + 2 * scalars * size_b * (of_ab - of_a * of_b)).clamp_min(0.0)
 
 
 @contextmanager
@@ -180,14 +212,17 @@ def _places(site: Site) -> list[str]:
 
 
 def _changes(
-    model: nn.Module, run: Outputs, visits: Sequence[Visit], chosen: Sequence[list[Tensor | None]], site: Site
+    model: nn.Module,
+    run: Outputs,
+    visits: Sequence[Visit],
+    chosen: Sequence[list[Tensor | Factored | None]],
+    site: Site,
 ) -> Tensor:
     """Derivative of the outputs along several sets of tangents, shape (sets, n, k)."""
     moved = [i for i in range(len(visits)) if any(tangents[i] is not None for tangents in chosen)]
     zeros = tuple(torch.zeros_like(visits[i].made) for i in moved)
     stacked = tuple(
-        torch.stack([zero if t[i] is None else t[i].to(zero) for t in chosen])  # type: ignore[union-attr]
-        for i, zero in zip(moved, zeros, strict=True)
+        torch.stack([_dense(tangents[i], zero) for tangents in chosen]) for i, zero in zip(moved, zeros, strict=True)
     )
 
     def outputs(*added: Tensor) -> Tensor:
@@ -202,6 +237,11 @@ def _changes(
 
     changes: Tensor = vmap(lambda *tangents: jvp(outputs, zeros, tangents)[1], randomness="error")(*stacked)
     return changes
+
+
+def _dense(tangent: Tensor | Factored | None, like: Tensor) -> Tensor:
+    tangent = tangent.dense() if isinstance(tangent, Factored) else tangent
+    return like if tangent is None else tangent.to(like).expand(like.shape)
 
 
 def _check_derivatives(model: nn.Module, run: Outputs, site: Site) -> None:

@@ -19,7 +19,7 @@ from deadreckon.forward.outputs import Outputs
 from deadreckon.forward.reference import ReferenceNorm
 from deadreckon.forward.replacing import Replace, replaced
 from deadreckon.forward.sites import Site, weight_of
-from deadreckon.forward.steps import Step, frobenius_norm
+from deadreckon.forward.steps import Outer, Step, frobenius_norm
 
 SIZES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Sizes of steps, in units of the norm of the parameters that move."""
@@ -175,7 +175,8 @@ class _Mover:
         if step.shift is not None:
             y, made = y + step.shift.to(y), made + self.by_shift[path] * length
         weight, bias = step.weights.get(path), step.biases.get(path)
-        made = made if weight is None else made + weight.respond(y)
+        if isinstance(weight, Outer):
+            made = made + (y @ weight.right.to(y))[..., None] * weight.left.to(y)
         return made if bias is None else made + bias.to(made)
 
     def _by_shift(self, path: str, shift: Tensor) -> Tensor:

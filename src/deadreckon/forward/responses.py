@@ -22,8 +22,28 @@ class Visit:
     made: Tensor
 
 
-Response = Callable[[Sequence[Visit]], list[Tensor | None]]
-"""Calls of norm and readers in their order -> tangent of what each made, float64; None for none."""
+@dataclass(frozen=True)
+class Factored:
+    """The tangent scalar times left plus constant, of every token; float64.
+
+    Attributes:
+        scalars: a number a token.
+        left: shape (out,).
+        constant: shape (out,), or None.
+    """
+
+    scalars: Tensor
+    left: Tensor
+    constant: Tensor | None = None
+
+    def dense(self) -> Tensor:
+        """The tangent itself, shape (tokens, out)."""
+        product = self.scalars[..., None] * self.left
+        return product if self.constant is None else product + self.constant
+
+
+Response = Callable[[Sequence[Visit]], list[Tensor | Factored | None]]
+"""Calls of norm and readers in their order -> tangent of what each made; None for none."""
 
 
 def response_to(site: Site, step: Step) -> Response:
@@ -37,15 +57,19 @@ def response_to(site: Site, step: Step) -> Response:
         The function.
     """
 
-    def tangent(visit: Visit) -> Tensor | None:
+    def tangent(visit: Visit) -> Tensor | Factored | None:
+        device = visit.made.device
         if visit.path == site.norm_path:
-            return None if step.shift is None else step.shift.to(visit.made.device).expand(visit.made.shape)
+            return None if step.shift is None else step.shift.to(device).expand(visit.made.shape)
         weight, bias = step.weights.get(visit.path), step.biases.get(visit.path)
-        by_weight = None if weight is None else weight.respond(visit.given)
-        if bias is None:
-            return by_weight
-        bias = bias.to(visit.made.device)
-        return bias.expand(visit.made.shape) if by_weight is None else by_weight + bias
+        bias = None if bias is None else bias.to(device)
+        if isinstance(weight, Outer):
+            return Factored(visit.given.double() @ weight.right.to(device), weight.left.to(device), bias)
+        if weight is None:
+            ones = torch.ones(visit.given.shape[:-1], dtype=torch.float64, device=device)
+            return None if bias is None else Factored(ones, bias)
+        product = weight.respond(visit.given)
+        return product if bias is None else product + bias.to(product)
 
     return lambda visits: [tangent(visit) for visit in visits]
 
@@ -65,11 +89,11 @@ def response_to_error(model: nn.Module, site: Site, step: Step) -> Response:
         The function.
     """
 
-    def respond(visits: Sequence[Visit]) -> list[Tensor | None]:
+    def respond(visits: Sequence[Visit]) -> list[Tensor | Factored | None]:
         device = visits[0].made.device
         reference, vector = ReferenceNorm(site.norm, device), torch.from_numpy(site.vector).to(device)
         error = torch.zeros(1, dtype=vector.dtype, device=device)
-        tangents: list[Tensor | None] = []
+        tangents: list[Tensor | Factored | None] = []
         for visit in visits:
             if visit.path == site.norm_path:
                 flat = visit.given.reshape(-1, visit.given.shape[-1])
@@ -81,10 +105,8 @@ def response_to_error(model: nn.Module, site: Site, step: Step) -> Response:
             tokens = visit.given.shape[:-1]
             # A reader of some of the norm's tokens: their errors are like those of the others.
             errors = error.reshape(tokens) if error.numel() == tokens.numel() else error.abs().max().expand(tokens)
-            tangent = errors[..., None] * left
-            if step.shift is not None:
-                tangent = tangent + _product(model, site, visit.path, step.shift).to(back) + back
-            tangents.append(tangent)
+            constant = None if step.shift is None else _product(model, site, visit.path, step.shift).to(back) + back
+            tangents.append(Factored(errors, left, constant))
         return tangents
 
     return respond
@@ -101,11 +123,11 @@ def response_to_ulps(site: Site, step: Step) -> Response:
         The function.
     """
 
-    def respond(visits: Sequence[Visit]) -> list[Tensor | None]:
+    def respond(visits: Sequence[Visit]) -> list[Tensor | Factored | None]:
         device = visits[0].made.device
         vector = torch.from_numpy(site.vector).to(device)
         generator = torch.Generator(device).manual_seed(0)
-        tangents: list[Tensor | None] = []
+        tangents: list[Tensor | Factored | None] = []
         for visit in visits:
             if visit.path == site.norm_path:
                 tangents.append(None)
@@ -114,8 +136,8 @@ def response_to_ulps(site: Site, step: Step) -> Response:
             y = visit.given.to(vector)
             ulps = torch.randn(y.shape[:-1], generator=generator, device=device, dtype=y.dtype)
             ulps *= torch.finfo(visit.given.dtype).eps
-            size = (y.square() @ vector.square()).sqrt()
-            tangents.append((ulps * size)[..., None] * left + ulps[..., None] * back)
+            size = (y.square() @ vector.square()).sqrt() + abs(site.constant)
+            tangents.append(Factored(ulps * size, left) if visit.path in step.weights else Factored(ulps, back))
         return tangents
 
     return respond

@@ -29,7 +29,6 @@ from deadreckon.verbs.opened import ModelOptions, Opened
 _TOKENS = 256
 _TOKENS_INSIDE = 64
 _MOVED_TOKENS = 64  # finite steps say the same of every token
-_CHUNK = 128  # tokens of logits in float64 at a time
 _AT_FLOOR = 10.0
 
 
@@ -177,8 +176,7 @@ def _sites(network: nn.Module, inputs: Calibration, wanted: str | Sequence[str])
 def _evaluation(network: nn.Module, site: Site, parts: Sequence[Portion]) -> Evaluate:
     """How Fisher information is had at a site: in closed form at a head that follows its norm, else by derivatives."""
     if site.direct:
-        given = [part.norm_inputs for part in parts if part.norm_inputs is not None]
-        return at_head(network, site, [x[i : i + _CHUNK] for x in given for i in range(0, len(x), _CHUNK)])
+        return at_head(network, site, [part.norm_inputs for part in parts if part.norm_inputs is not None])
     return through_model(network, site, [part.through(network) for part in parts], parts[0].metric)
 
 
