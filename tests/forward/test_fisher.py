@@ -206,6 +206,16 @@ class TestControls:
         assert changes[1] / changes[0] == pytest.approx(10, rel=0.1)
 
 
+def test_finite_steps_of_a_module_that_runs_several_times():
+    bench = Bench(drawn("albert", num_hidden_layers=3), "ffn")
+    (site,) = bench.sites
+    steps = SiteSteps(site, bench.model, 0)
+    exact, naive = (bench.moved(site, step) for step in (steps.exact, steps.naive))
+    assert all(step.is_gauge for step in exact)
+    assert not any(step.is_gauge for step in naive)
+    assert all(step.rounding <= 1e-12 for step in (*exact, *naive))
+
+
 def test_a_reader_without_a_bias_needs_a_norm_that_nothing_else_sees():
     class Residual(nn.Module):
         """Its norm's output goes on along a skip, so the shift cannot be moved."""

@@ -22,8 +22,8 @@ from deadreckon.forward.responses import Factored, Response, Visit, response_to,
 from deadreckon.forward.sites import Site, weight_of
 from deadreckon.forward.steps import SiteSteps, Step
 
-_AT_ONCE = 2**27  # probabilities of tokens that are looked at together, on an accelerator
-_HELD = 2**30  # numbers in the random directions that are held together
+_AT_ONCE = {"cuda": 2**27, "cpu": 2**23}  # probabilities of tokens that are looked at together
+_HELD = {"cuda": 2**31, "cpu": 2**30}  # numbers in the random directions that are held together
 _TOGETHER = 2**26  # numbers that the outputs of steps taken at once may be
 _NO_DERIVATIVE = ("forward AD", "jvp", "forward mode")
 
@@ -135,22 +135,22 @@ def at_head(model: nn.Module, site: Site, inputs: Sequence[Tensor]) -> Evaluate:
     def visit(x: Tensor) -> tuple[list[Visit], Tensor]:
         y = norm(x)
         logits = head(y)
-        p = torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), -1)
+        p = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
         return [Visit(site.norm_path, x, y), Visit(reader.path, y, logits)], p
 
     words, width = weight_of(model, reader).shape[:: -1 if reader.input_first else 1]
     device = inputs[0].device
-    tokens = max(1, (_AT_ONCE if device.type == "cuda" else _AT_ONCE // 16) // words)
+    tokens = max(1, _AT_ONCE.get(device.type, _AT_ONCE["cpu"]) // words)
     chunks = [x[i : i + tokens] for x in inputs for i in range(0, len(x), tokens)]
-    held = max(1, _HELD // (words * width))
+    held = max(1, _HELD.get(device.type, _HELD["cpu"]) // (words * width))
 
-    def constant(of_norm: Tensor | Factored | None) -> Tensor | float:
+    def constant(of_norm: Tensor | Factored | None, like: Tensor) -> Tensor:
         """What a moved shift adds to the logits of every token."""
         if not isinstance(of_norm, Tensor):
-            return 0.0
+            return torch.zeros(like.shape[-1:], dtype=torch.float64, device=device)
         shift = of_norm[:1].to(weight_of(model, reader).dtype)
-        moved: Tensor = head(torch.cat([shift, torch.zeros_like(shift)])).double()
-        return moved[0] - moved[1]
+        moved: Tensor = head(torch.cat([shift, torch.zeros_like(shift)]))
+        return moved[0].double() - moved[1].double()
 
     @torch.no_grad()
     def evaluate(responses: Sequence[Callable[[], Response]]) -> list[float]:
@@ -159,36 +159,39 @@ def at_head(model: nn.Module, site: Site, inputs: Sequence[Tensor]) -> Evaluate:
             made = [make() for make in responses[start : start + held]]
             for x in chunks:
                 visits, p = visit(x)
-                for number, response in enumerate(made):
+                factored: dict[int, Factored] = {}
+                for number, response in enumerate(made, start):
                     of_norm, change = response(visits)
-                    moved = constant(of_norm)
+                    moved = constant(of_norm, p)
                     if isinstance(change, Factored):
-                        square = _factored_square(p, change, moved)
+                        whole = moved if change.constant is None else change.constant + moved
+                        factored[number] = Factored(change.scalars, change.left, whole)
                     elif change is not None:
-                        square = _square(p, change.to(p.dtype) + (moved.to(p) if isinstance(moved, Tensor) else moved))
-                    totals[start + number] += square.sum(dtype=torch.float64)
+                        dense = change.to(p.dtype) + moved.to(p) if isinstance(of_norm, Tensor) else change.to(p.dtype)
+                        totals[number] += _square(p, dense).sum(dtype=torch.float64)
+                if factored:
+                    totals[list(factored)] += _factored_squares(p, list(factored.values())).sum(0)
         return _means(totals.cpu(), sum(len(x) for x in inputs), site)
 
     return evaluate
 
 
-def _factored_square(p: Tensor, change: Factored, moved: Tensor | float) -> Tensor:
-    """Var_p of scalar times left plus constant, from the moments of the two vectors, without cancellation."""
-    left, constant = change.left, moved if change.constant is None else change.constant + moved
-    scalars, rest = change.scalars, torch.zeros_like(left) + constant
-    length = float(left @ left)
-    if length > 0:  # what a remedy takes back is taken back here, before anything is rounded
-        share = float(rest @ left) / length
-        scalars, rest = scalars + share, rest - share * left
-    vectors = torch.stack([left, rest])
-    scale = vectors.abs().amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    a, b = (vectors / scale).to(p)
-    means = (p @ torch.stack([a, b, a * a, a * b, b * b], 1)).double()
-    of_a, of_b, of_aa, of_ab, of_bb = means.unbind(1)
-    size_a, size_b = scale[:, 0]
-    scalars = scalars * size_a
-    square = scalars.square() * (of_aa - of_a**2) + size_b**2 * (of_bb - of_b**2)
-    return (square + 2 * scalars * size_b * (of_ab - of_a * of_b)).clamp_min(0.0)
+def _factored_squares(p: Tensor, changes: Sequence[Factored]) -> Tensor:
+    """Var_p of scalar times left plus constant from the vectors' moments, without cancellation, shape (n, changes)."""
+    left = torch.stack([change.left for change in changes])
+    rest = torch.stack([torch.zeros_like(left[0]) if c.constant is None else c.constant for c in changes])
+    scalars = torch.stack([change.scalars for change in changes], 1)
+    # What a remedy takes back is taken back here, before anything is rounded.
+    tiny = torch.finfo(torch.float64).tiny
+    share = (rest * left).sum(1) / left.square().sum(1).clamp_min(tiny)
+    scalars, rest = scalars + share, rest - share[:, None] * left
+    sizes = [vectors.abs().amax(1).clamp_min(tiny) for vectors in (left, rest)]
+    a, b = ((v / size[:, None]).to(p) for v, size in zip((left, rest), sizes, strict=True))
+    moments = (p @ torch.cat([a, b, a * a, a * b, b * b]).T).double()
+    of_a, of_b, of_aa, of_ab, of_bb = moments.split_with_sizes([len(changes)] * 5, 1)
+    scalars, size = scalars * sizes[0], sizes[1]
+    square = scalars.square() * (of_aa - of_a**2) + size.square() * (of_bb - of_b**2)
+    return (square + 2 * scalars * size * (of_ab - of_a * of_b)).clamp_min(0.0)
 
 
 @contextmanager

@@ -105,6 +105,7 @@ class _Mover:
         self.norm = model.get_submodule(site.norm_path)
         self.reference = ReferenceNorm(site.norm, weight_of(model, site.moved[0]).device)
         self.readers = {m.path: m for m in (*site.moved, *site.others) if m.path in {*step.weights, *step.biases}}
+        self.true: Tensor | None = None
         self.calls: dict[str, list[_Call]] = {path: [] for path in self.readers}
         self.errors: dict[str, list[Tensor]] = {}
         self.by_shift = {} if step.shift is None else {path: self._by_shift(path, step.shift) for path in self.readers}
@@ -112,20 +113,14 @@ class _Mover:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Nothing moved; every reader's call is kept."""
-        true: list[Tensor] = []
 
         def at_norm(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
-            true[:] = [self.reference(given.reshape(-1, given.shape[-1]))[0] + self.reference.shift]
+            self.true = self._true(given)
             return made
 
         def at_reader(path: str) -> Replace:
-            def replace(module: nn.Module, given: Tensor, made: Tensor) -> Tensor:
-                y = given.double()
-                if true and true[0].shape[0] == given.shape[:-1].numel():  # else some of the tokens: as they came
-                    y = true[0].reshape(given.shape)
-                exact = self._product(path, y)
-                bias = getattr(module, "bias", None)
-                self.calls[path].append(_Call(y, exact if bias is None else exact + bias.detach().to(exact)))
+            def replace(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+                self.calls[path].append(self._call(path, given))
                 return made
 
             return replace
@@ -138,19 +133,21 @@ class _Mover:
         """Norm and readers with parameters moved so far."""
         step = self.step.times(length)
         displaced = {path: self._displaced_reader(path, step) for path in self.readers}
-        calls = {path: iter(calls) for path, calls in self.calls.items()}
         self.errors = {path: [] for path in self.readers}
+        once = all(len(calls) == 1 for calls in self.calls.values())  # then what enters the norm stays as it was
         norm = self.norm
         if step.shift is not None and self.site.shift_name is not None:
             norm = _displaced(self.norm, {self.site.shift_name: lambda shift: shift + _like(shift, step.shift)})
 
         def at_norm(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+            self.true = None if once else self._true(given)
             return made if norm is self.norm else norm(given)
 
         def at_reader(path: str) -> Replace:
             def replace(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
                 moved: Tensor = displaced[path](given)
-                self.errors[path].append(moved.double() - self._ideal(path, next(calls[path]), step, length))
+                call = self.calls[path][0] if once else self._call(path, given)
+                self.errors[path].append(moved.double() - self._ideal(path, call, step, length))
                 return moved
 
             return replace
@@ -168,6 +165,19 @@ class _Mover:
 
         with replaced(self.model, {path: at_reader(path) for path in left}):
             yield
+
+    def _true(self, given: Tensor) -> Tensor:
+        """What the norm should have made, float64, shape (tokens, d)."""
+        return self.reference(given.reshape(-1, given.shape[-1]))[0] + self.reference.shift
+
+    def _call(self, path: str, given: Tensor) -> _Call:
+        y = given.double()
+        if (
+            self.true is not None and len(self.true) == given.shape[:-1].numel()
+        ):  # else some of the tokens: as they came
+            y = self.true.reshape(given.shape)
+        exact, bias = self._product(path, y), getattr(self.model.get_submodule(path), "bias", None)
+        return _Call(y, exact if bias is None else exact + bias.detach().to(exact))
 
     def _ideal(self, path: str, call: _Call, step: Step, length: float) -> Tensor:
         """What the moved reader makes of the moved norm's output in exact arithmetic."""

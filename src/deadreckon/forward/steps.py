@@ -114,7 +114,7 @@ class SiteSteps:
         """The Gaussian direction of that number, of norm 1, in the tensors that the exact step moves."""
         self.generator.manual_seed(1_000_003 * self.seed + number + 1)
         like = self.exact or self.naive
-        weights = {p: Full(self._normal(*self._shape(p)).to(self._dtype(p))) for p in like.weights}
+        weights = {p: Full(self._normal(*self._shape(p), dtype=self._dtype(p))) for p in like.weights}
         biases = {p: self._normal(len(b)).double() for p, b in like.biases.items()}
         shift = None if like.shift is None else self._normal(len(like.shift)).double()
         return _unit(Step(weights, biases, shift))
@@ -148,8 +148,8 @@ class SiteSteps:
     def _dtype(self, path: str) -> torch.dtype:
         return self._weight(path).dtype
 
-    def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, device=self.device)
+    def _normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, device=self.device, dtype=dtype)
 
 
 def frobenius_norm(tensor: Tensor) -> float:

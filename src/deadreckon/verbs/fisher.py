@@ -129,20 +129,21 @@ def fisher(
     inputs = choose_inputs(opened.loaded, options, opened.seed)
     found: list[FisherSite] = []
     unseen: list[str] = []
-    with evaluating(network), forward_mode(network):
+    with evaluating(network):
         sites = _sites(network, inputs, site)
         direct = next((each.norm_path for each in sites if each.direct), None)
         wanted = tokens or (_TOKENS if all(each.direct for each in sites) else _TOKENS_INSIDE)
         parts = list(portions(network, inputs, wanted, batch_size=batch_size, norm=direct))
-        for number, each in enumerate(sites):
-            steps = SiteSteps(each, network, opened.seed + number)
-            figures = site_fisher(network, each, steps, draws, _evaluation(network, each, parts))
-            if median(figures.random) == 0.0:
-                unseen.append(each.name)
-                continue
-            found.append(_site(each, figures, *(_moved(network, each, steps, parts[0]) if gauge else ([], []))))
-            if progress:
-                progress(number + 1, len(sites))
+        with forward_mode(network):
+            for number, each in enumerate(sites):
+                steps = SiteSteps(each, network, opened.seed + number)
+                figures = site_fisher(network, each, steps, draws, _evaluation(network, each, parts))
+                if median(figures.random) == 0.0:
+                    unseen.append(each.name)
+                    continue
+                found.append(_site(each, figures, *(_moved(network, each, steps, parts[0]) if gauge else ([], []))))
+                if progress:
+                    progress(number + 1, len(sites))
     count = sum(part.count for part in parts)
     warnings = opened.warnings(inputs)
     if count < wanted:
