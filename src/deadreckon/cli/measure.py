@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 PROTOCOL_FAILED = 1
+_CONCLUDING = {"solver", "tau", "kfac"}
 
 
 def _batch_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
@@ -101,6 +102,7 @@ def place_options(command: _Command) -> _Command:
 @click.option(
     "--tau", type=float, default=1e-6, show_default=True, help="Dead below this fraction of the mean variance."
 )
+@click.option("--kfac", is_flag=True, help="Conclude on the Kronecker factor of the norm's readers, too.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of random weights and inputs.")
 @place_options
 @click.option("--shard", metavar="i/n", help="Measure one of n shares of the tokens and --save its moments.")
@@ -125,7 +127,7 @@ def measure(
     if merge:
         from deadreckon.verbs.shards import merge_shards
 
-        measurement = merge_shards(models, solver=options["solver"], tau=options["tau"])
+        measurement = merge_shards(models, solver=options["solver"], tau=options["tau"], kfac=options["kfac"])
     else:
         model = models[0]
         together = launched() and shard is None
@@ -134,7 +136,7 @@ def measure(
             if shard is not None:
                 from deadreckon.verbs.shards import measure_shard
 
-                part = measure_shard(model, shard, **{k: v for k, v in options.items() if k not in {"solver", "tau"}})
+                part = measure_shard(model, shard, **{k: v for k, v in options.items() if k not in _CONCLUDING})
                 emit(part, lambda: shard_table(part), as_json=as_json, out=out, save=save)
                 return 0
             from deadreckon.verbs.measure import measure as run
@@ -153,7 +155,7 @@ def _check(models: tuple[str, ...], *, shard: str | None, merge: bool, save: Pat
         name for name in ctx.params if ctx.get_parameter_source(name) not in {click.core.ParameterSource.DEFAULT, None}
     }
     if merge:
-        extra = sorted(given - {"merge", "models", "solver", "tau", "as_json", "out", "save", "quiet"})
+        extra = sorted(given - _CONCLUDING - {"merge", "models", "as_json", "out", "save", "quiet"})
         if extra:
             raise UsageError(f"--merge concludes from what was measured: leave out --{extra[0].replace('_', '-')}")
         return
@@ -162,7 +164,7 @@ def _check(models: tuple[str, ...], *, shard: str | None, merge: bool, save: Pat
     if shard is not None:
         if save is None:
             raise UsageError("--shard needs --save FILE.safetensors: its moments are what --merge concludes from")
-        if extra := sorted(given & {"solver", "tau"}):
+        if extra := sorted(given & _CONCLUDING):
             raise UsageError(f"--{extra[0]} is for the conclusion: give it to --merge")
 
 
@@ -230,6 +232,13 @@ def _rows(columns: list[Figures]) -> list[tuple[str, list[str]]]:
         ("  the same in float64", [share_of_mean(f, f.lambda_dead_float64) for f in columns]),
         ("effective rank", [_rank(f) for f in columns]),
     ]
+    views = [f.kfac for f in columns if f.kfac is not None]
+    if views:
+        rows += [
+            ("K-FAC factor along (w, -c) / mean", [_small(k.homogeneous_quotient / k.eigenvalue_mean) for k in views]),
+            ("  its smallest eigenvalue / mean", [_small(k.eigenvalue_min / k.eigenvalue_mean) for k in views]),
+            ("  without the bias: along w / mean", [_small(k.bias_free_quotient / k.eigenvalue_mean) for k in views]),
+        ]
     return rows
 
 

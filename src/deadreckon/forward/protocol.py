@@ -18,8 +18,7 @@ _KERNEL_TOLERANCE = 1e-24
 
 def protocol(statistics: NormStatistics) -> Protocol:
     """Whether the module that ran is the norm that was read, and has its kernel."""
-    unit = max(torch.finfo(statistics.dtype).eps, torch.finfo(torch.float32).eps) / 2
-    tolerance = _ROUNDINGS * unit
+    tolerance = norm_tolerance(statistics.dtype)
     error, signal = float(statistics.residual), float(statistics.signal)
     residual = math.sqrt(error / signal) if signal > 0 else math.sqrt(error)
     variance = None
@@ -46,6 +45,11 @@ def protocol(statistics: NormStatistics) -> Protocol:
         kernel_tolerance=_KERNEL_TOLERANCE,
         why="; ".join(why),
     )
+
+
+def norm_tolerance(dtype: torch.dtype) -> float:
+    """Relative deviation from the norm in float64 that rounding to `dtype` explains; many norms round to float32."""
+    return _ROUNDINGS * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) / 2
 
 
 def rounding_unit(statistics: NormStatistics) -> torch.Tensor:

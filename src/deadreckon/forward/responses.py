@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from deadreckon.forward.protocol import norm_tolerance
 from deadreckon.forward.reference import ReferenceNorm
 from deadreckon.forward.sites import Site, weight_of
 from deadreckon.forward.steps import Outer, Step
@@ -97,16 +98,19 @@ def response_to_error(model: nn.Module, site: Site, step: Step) -> Response:
         for visit in visits:
             if visit.path == site.norm_path:
                 flat = visit.given.reshape(-1, visit.given.shape[-1])
-                true = reference(flat)[0] + reference.shift
-                error = (visit.made.reshape(flat.shape).to(true) - true) @ vector
+                exact, magnified = reference(flat)
+                errors = visit.made.reshape(flat.shape).to(exact) - reference.shift - exact
+                relative = float(((errors.square().sum(-1) / magnified).sum() / exact.square().sum()).sqrt())
+                # What is no rounding is no floor: the module is another norm than its parameters say.
+                error = errors @ vector * (relative <= norm_tolerance(visit.made.dtype))
                 tangents.append(None)
                 continue
             left, back = _parts(site, step, visit)
             tokens = visit.given.shape[:-1]
             # A reader of some of the norm's tokens: their errors are like those of the others.
-            errors = error.reshape(tokens) if error.numel() == tokens.numel() else error.abs().max().expand(tokens)
+            scalars = error.reshape(tokens) if error.numel() == tokens.numel() else error.abs().max().expand(tokens)
             constant = None if step.shift is None else _product(model, site, visit.path, step.shift).to(back) + back
-            tangents.append(Factored(errors, left, constant))
+            tangents.append(Factored(scalars, left, constant))
         return tangents
 
     return respond

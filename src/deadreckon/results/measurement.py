@@ -33,6 +33,33 @@ class Protocol:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KFac:
+    """The input-side factor A = E[(y,1)(y,1)^T] of K-FAC for the norm's readers, y the norm's output.
+
+    Attributes:
+        constant: c = w.shift, w the tested direction.
+        homogeneous_quotient: Rayleigh quotient of A along (w, -c), from projected tokens.
+        bias_free_quotient: that of E[y y^T] along w: lambda_w + c^2.
+        eigenvalue_min: smallest eigenvalue of A.
+        eigenvalue_2: the next one.
+        eigenvalue_mean: mean eigenvalue.
+        eigenvalue_max: largest eigenvalue.
+        floor: what A in float64 resolves.
+        alignment: |cos| between (w, -c) and the eigenvector of the smallest eigenvalue.
+    """
+
+    constant: float
+    homogeneous_quotient: float
+    bias_free_quotient: float
+    eigenvalue_min: float
+    eigenvalue_2: float
+    eigenvalue_mean: float
+    eigenvalue_max: float
+    floor: float
+    alignment: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """Second-order statistics of one norm's output over the calibration tokens.
 
@@ -95,6 +122,7 @@ class Figures:
             solver was asked for.
         schur_reference: (d-1)/(N-1), a lower reference for it, not a null.
         protocol: the check that these figures are about the norm that was read.
+        kfac: the readers' Kronecker factor along the dead direction, where it was asked for.
         warnings: what limits these figures.
     """
 
@@ -146,6 +174,7 @@ class Figures:
     schur_ratio: float | None
     schur_reference: float
     protocol: Protocol
+    kfac: KFac | None = None
     warnings: list[str]
 
 

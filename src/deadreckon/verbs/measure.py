@@ -14,6 +14,7 @@ from deadreckon.forward import distributed
 from deadreckon.forward.collect import Collected, Progress
 from deadreckon.forward.conclude import Conclusion, conclude
 from deadreckon.forward.gap import init_gap
+from deadreckon.forward.kfac import kfac_view
 from deadreckon.forward.placement import input_device, placement
 from deadreckon.forward.share import WHOLE
 from deadreckon.forward.spectrum import Eigensolver, eigensolver
@@ -40,6 +41,7 @@ def measure(
     affine: str | None = None,
     solver: str = "eigh",
     tau: float = DEFAULT_TAU,
+    kfac: bool = False,
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | Mapping[str, Any] | None = None,
@@ -73,6 +75,7 @@ def measure(
         solver: eigensolver: ``eigh`` for the whole spectrum, ``bottom`` for its certified bottom end alone (large
             models, repeated measurements), or ``svd`` of the centred outputs themselves.
         tau: tolerance of the predicted dead subspace, relative to the mean eigenvalue.
+        kfac: whether to conclude on the readers' Kronecker factor, too; it takes one more eigendecomposition.
         dtype: dtype to load in; ``auto`` keeps the stored one.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; a loaded module stays where it is.
         device_map: spread the model over devices: ``auto`` and transformers' other policies, or module path -> device.
@@ -120,7 +123,7 @@ def measure(
     if not distribute:
         subjects = Subjects.of(model, options)
         collected = (subjects.collect(s, WHOLE, keep_tokens=engine.needs_tokens) for s in subjects.each())
-        return _record(subjects, [_concluded(subjects, c, engine, tau) for c in collected], solver, started)
+        return _record(subjects, [_concluded(subjects, c, engine, tau, kfac=kfac) for c in collected], solver, started)
     where = input_device(model) if isinstance(model, nn.Module) else placement(device, device_map, max_memory).device
     with distributed.together(where) as share:
         subjects = Subjects.of(model, options)
@@ -132,15 +135,17 @@ def measure(
             found = subjects.collect(subject, share)
             distributed.add_up(found.statistics)
             whole = Collected(found.statistics, distributed.union(found.ids))
-            conclusions.append(_concluded(subjects, whole, engine, tau))
+            conclusions.append(_concluded(subjects, whole, engine, tau, kfac=kfac))
         return _record(subjects, conclusions, solver, started)
 
 
-def _concluded(subjects: Subjects, collected: Collected, solver: Eigensolver, tau: float) -> Conclusion:
-    return concluded(collected, solver, tau, path=subjects.site.path, wanted=subjects.tokens)
+def _concluded(subjects: Subjects, collected: Collected, solver: Eigensolver, tau: float, *, kfac: bool) -> Conclusion:
+    return concluded(collected, solver, tau, path=subjects.site.path, wanted=subjects.tokens, kfac=kfac)
 
 
-def concluded(collected: Collected, solver: Eigensolver, tau: float, *, path: str, wanted: int | None) -> Conclusion:
+def concluded(
+    collected: Collected, solver: Eigensolver, tau: float, *, path: str, wanted: int | None, kfac: bool
+) -> Conclusion:
     """The figures of one model, complete with what only the pass knows.
 
     Args:
@@ -149,6 +154,7 @@ def concluded(collected: Collected, solver: Eigensolver, tau: float, *, path: st
         tau: tolerance.
         path: of the norm.
         wanted: tokens that were asked for; None for all there were.
+        kfac: whether the readers' Kronecker factor was asked for.
 
     Returns:
         The conclusion.
@@ -158,7 +164,8 @@ def concluded(collected: Collected, solver: Eigensolver, tau: float, *, path: st
         shortage = f"the inputs held only {figures['tokens']} of the {wanted} tokens asked for"
         figures["warnings"] = [*figures["warnings"], shortage]
     distinct = None if collected.ids is None else len(collected.ids)
-    return Conclusion({**figures, "norm": path, "distinct_inputs": distinct}, vectors)
+    view = kfac_view(collected.statistics) if kfac else None
+    return Conclusion({**figures, "norm": path, "distinct_inputs": distinct, "kfac": view}, vectors)
 
 
 def _record(subjects: Subjects, conclusions: list[Conclusion], solver: str, started: float) -> Measurement:

@@ -80,13 +80,16 @@ def measure_shard(model: str | Path | nn.Module, shard: str, **options: Any) -> 
     ).with_vectors(lambda: arrays)
 
 
-def merge_shards(files: Sequence[str | Path], *, solver: str = "eigh", tau: float = DEFAULT_TAU) -> Measurement:
+def merge_shards(
+    files: Sequence[str | Path], *, solver: str = "eigh", tau: float = DEFAULT_TAU, kfac: bool = False
+) -> Measurement:
     """The measurement that shards add up to.
 
     Args:
         files: what ``--save`` wrote of each shard, in any order; all n of them.
         solver: as in `measure`; not one that needs the tokens themselves.
         tau: as in `measure`.
+        kfac: as in `measure`.
 
     Returns:
         What one process would have measured, to rounding.
@@ -105,7 +108,7 @@ def merge_shards(files: Sequence[str | Path], *, solver: str = "eigh", tau: floa
     conclusions = []
     for prefix in ("model", *(f"twin.{seed}" for seed in first.twins)):
         merged = _merged(shards, prefix)
-        conclusions.append(concluded(merged, engine, tau, path=first.norm, wanted=first.wanted_tokens))
+        conclusions.append(concluded(merged, engine, tau, path=first.norm, wanted=first.wanted_tokens, kfac=kfac))
     provenance = {name: getattr(first, name) for name in _PROVENANCE}
     return record(provenance, first.warnings, conclusions, first.twins, solver, started)
 
