@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,7 +32,7 @@ SHAPES = (
 )
 
 
-TRAINED = ("minilm", "mgm", "rxnmapper", "whisper", "dinov2")
+TRAINED = ("minilm", "mgm", "rxnmapper", "dinov2", "whisper")
 
 
 def main() -> None:
@@ -42,34 +42,32 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16384)
     parser.add_argument("--out", default="fisher_shapes")
     options = parser.parse_args()
+    made = shapes()
     if options.cost:
-        rows = [cost(options.cost, options.tokens)]
+        made = iter([cost(options.cost, options.tokens)])
     elif options.trained:
-        rows = trained(options.trained)
-    else:
-        rows = shapes()
-    for row in rows:
-        print({key: value for key, value in row.items() if key != "sites"}, flush=True)
-    common.write(options.out, rows)
-
-
-def shapes() -> list[dict[str, Any]]:
+        made = trained(options.trained)
     rows = []
+    for row in made:
+        print(row, flush=True)
+        rows.append(row)
+        common.write(options.out, rows)
+
+
+def shapes() -> Iterator[dict[str, Any]]:
     for name, site in SHAPES:
         for dtype in ("float32", "float64"):
             record = deadreckon.fisher(f"random:{name}", site=site, affine="lognormal:0.5", dtype=dtype)
-            rows.append({"model": name, "dtype": dtype, **summary(record)})
-    return rows
+            yield {"model": name, "dtype": dtype, **summary(record)}
 
 
-def trained(wheels: Path) -> list[dict[str, Any]]:
+def trained(wheels: Path) -> Iterator[dict[str, Any]]:
     import tempfile
 
     import trained
     from trace_trained import CASES
 
     trained.fetch(wheels)
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         for name in TRAINED:
             for dtype in ("float32", "float64"):
@@ -83,9 +81,7 @@ def trained(wheels: Path) -> list[dict[str, Any]]:
                 else:
                     given["dtype"] = dtype
                 record = deadreckon.fisher(model, site="all", tokens=64, **given)
-                rows.append({"model": name, "inputs": CASES[name].inputs, "dtype": dtype, **summary(record)})
-                print(rows[-1], flush=True)
-    return rows
+                yield {"model": name, "inputs": CASES[name].inputs, "dtype": dtype, **summary(record)}
 
 
 def to_dtype(batch: Any, dtype: torch.dtype) -> dict[str, Any]:

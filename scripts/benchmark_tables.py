@@ -41,6 +41,28 @@ def _engine() -> list[list[str]]:
     return rows
 
 
+def _fisher() -> list[list[str]]:
+    heads = ["model", "dtype", "sites", "dead", "with remedy, at most", "without, at least", "dead without remedy"]
+    rows = [[*heads, "largest |naive/(c² E Var) − 1|", "control"], ["---"] * (len(heads) + 2)]
+    for row in [*_figures("fisher_shapes_h200"), *_figures("fisher_trained")]:
+        kernels, controls = row["with_kernel"], [f"{ratio:.2f}" for ratio in row["control_ratios"]]
+        dead = [f"{row['dead_as_predicted']} of {kernels}", str(row["naive_dead_too"])] if kernels else ["–", "–"]
+        keys = ("largest_ratio", "smallest_naive_ratio", "largest_deviation_of_naive")
+        small = ["–" if row[key] is None else f"{row[key]:.0e}" for key in keys]
+        sites = str(row["sites"]) + (f" ({row['virtual']} virtual)" if row["virtual"] else "")
+        name = [row["model"], row["dtype"], sites]
+        rows.append([*name, dead[0], small[0], small[1], dead[1], small[2], ", ".join(controls) or "–"])
+    return rows
+
+
+def _fisher_cost() -> list[list[str]]:
+    (row,) = _figures("fisher_cost_h200")
+    seconds = [row["forward_seconds"], row["fisher_seconds"], row["fisher_without_finite_steps_seconds"]]
+    names = ["one bare forward pass, logits included", "`fisher`", "`fisher --no-gauge`"]
+    rows = [["", "seconds", "ratio"], ["---"] * 3]
+    return rows + [[n, f"{s:.2f}", f"{s / seconds[0]:.2f}"] for n, s in zip(names, seconds, strict=True)]
+
+
 def _host() -> list[list[str]]:
     figures = _figures("host")
     rows = [["Pythia-160M shape, 13 nodes, float32, two cores", "tokens", "seconds", "memory above the model"]]
@@ -147,6 +169,8 @@ def _figures(name: str) -> Any:
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "hub": _hub,
     "engine": _engine,
+    "fisher": _fisher,
+    "fisher_cost": _fisher_cost,
     "host": _host,
     "peers": _peers,
     "trace": _trace,

@@ -94,6 +94,8 @@ def test_bad_options():
         deadreckon.fisher("random:gpt2", draws=3)
     with pytest.raises(UsageError, match=r"has no head.*--site all"):
         deadreckon.fisher(drawn("bert", head=False))
+    with pytest.raises(UsageError, match=r"depends on pooler\.dense"):
+        deadreckon.fisher(drawn("bert", head=False), site="pooler", tokens=4)
     with pytest.raises(UsageError, match="never a trained one"):
         deadreckon.fisher(drawn("gpt2"), affine="lognormal:0.5")
 

@@ -163,9 +163,9 @@ class _Norm:
         groups: list[tuple[tuple[LinearMap, ...], str]] = [
             ((m,), "nothing" if constant == 0.0 else "bias") for m in wanted if m.bias or constant == 0.0
         ]
-        if constant != 0.0 and any(m.bias is None for m in wanted):
+        if constant != 0.0 and (unbiased := [m for m in wanted if m.bias is None]):
             closed = self.probe.shift_name is not None and not self._seen()
-            groups.append((tuple(free), "shift" if closed else "none"))
+            groups += [(tuple(free), "shift")] if closed else [((m,), "none") for m in unbiased]
         return [self._site(norm, vector, constant, moved, remedy, has_kernel) for moved, remedy in groups]
 
     def _site(

@@ -120,7 +120,7 @@ class SiteSteps:
         return _unit(Step(weights, biases, shift))
 
     def _plain(self, vector: Tensor) -> Step:
-        (reader,) = self.site.moved if self.site.remedy != "none" else self.site.moved[:1]
+        (reader,) = self.site.moved
         left = self._normal(self._shape(reader.path)[0]).double()
         biases = {reader.path: -self.site.constant * left} if self.site.remedy == "bias" else {}
         return Step({reader.path: Outer(left, vector)}, biases)

@@ -144,6 +144,10 @@ def fisher(
                 found.append(_site(each, figures, *(_moved(network, each, steps, parts[0]) if gauge else ([], []))))
                 if progress:
                     progress(number + 1, len(sites))
+    if not found:
+        raise UsageError(
+            f"nothing that the model puts out depends on {', '.join(unseen)}: name another site (--site all)"
+        )
     count = sum(part.count for part in parts)
     warnings = opened.warnings(inputs)
     if count < wanted:
