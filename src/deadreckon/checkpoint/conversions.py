@@ -1,0 +1,144 @@
+"""Traces of a conversion that was half done: what a checkpoint's gains and weights say against its own architecture."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from deadreckon.checkpoint.anatomy_table import anatomy_of
+from deadreckon.checkpoint.format import Checkpoint
+from deadreckon.checkpoint.matrices import sample
+from deadreckon.errors import DeadreckonError
+from deadreckon.kernel.anatomy import NormSite
+from deadreckon.kernel.fingerprint import mean_share
+from deadreckon.kernel.norm import Float64Array, Norm, median
+
+CENTRED_BELOW = 0.01
+"""Largest R of a matrix whose mean was subtracted: rounding to 4 bits leaves about 0.008, to 8 bits or more 1e-4; trained
+embeddings read 0.04 and above, also under LayerNorms."""
+
+SLOPE_EXCESS, SLOPE_CORRELATION = 0.75, 0.6
+"""Readers' column norms go with a gain's power -0.7 to 0.4 in trained models; folding the gain in adds exactly 1."""
+
+_EMBEDDING = re.compile(r"(?:.*\.)?(?:embed_tokens|wte|word_embeddings|tok_embeddings|token_embd|embed_in)\.weight")
+_NEGATIVE, _LISTED = 0.25, 3
+
+
+def find_conversions(checkpoint: Checkpoint, norms: Sequence[Norm], kind: str) -> list[str]:
+    """What looks converted, each in a sentence.
+
+    Args:
+        checkpoint: an opened checkpoint; a part of its embedding and of the norms' readers is read.
+        norms: all of its norms, the final one first.
+        kind: what its final norm is taken for.
+
+    Returns:
+        A sentence for each: a mean-centred stream under RMSNorms, gains that are 1 in some norms alone, gains that look
+        as if they were stored as gain - 1, gains that are also in their readers.
+
+    Raises:
+        InputError: the file ends too early.
+        UnreachableError: it cannot be read.
+    """
+    stored = [norm for norm in norms if any(f"{norm.name}." in name for name in checkpoint.tensors)]
+    found = list(_centred(checkpoint, norms[0].hidden_size)) if kind == "rmsnorm" and norms else []
+    return [*found, *_forgotten_offset(stored), *_half_folded(stored), *_folded_twice(checkpoint)]
+
+
+def _centred(checkpoint: Checkpoint, width: int) -> Iterator[str]:
+    for name, entry in checkpoint.tensors.items():
+        if _EMBEDDING.fullmatch(name) and entry.shape[1:] == (width,):
+            rows = sample(checkpoint, entry, 1, entries=1 << 18)
+            if rows is not None and (share := mean_share(rows)) <= CENTRED_BELOW:
+                yield (
+                    f"{name} is mean-centred (R = {share:.1g}) and RMSNorms keep a mean: the stream looks converted, as "
+                    "for a LayerNorm"
+                )
+
+
+def _forgotten_offset(norms: Sequence[Norm]) -> Iterator[str]:
+    """Trained gains are positive but for a few; stored as gain - 1 they lie on both sides of 0 or below it."""
+    plain = [norm for norm in norms if norm.gain_offset == 0.0]
+    odd = [n for n in plain if not n.gain.any() or np.mean(n.gain < 0.0) >= _NEGATIVE > 0.01 >= np.mean(n.gain < -1.0)]
+    if odd and 2 * len(odd) > len(plain):
+        typical = median(np.concatenate([norm.gain for norm in odd]))
+        yield (
+            f"the gains of {len(odd)} of {len(plain)} norms are zero or negative to a large part (median {typical:.2g}): "
+            "they look stored as gain - 1, and the architecture that the files name adds no 1"
+        )
+
+
+def _half_folded(norms: Sequence[Norm]) -> Iterator[str]:
+    ones = [norm for norm in norms if norm.gain.size > 1 and np.all(norm.gain == 1.0)]
+    varied = [norm for norm in norms if np.ptp(norm.gain) > 0.01 * np.abs(norm.gain).mean()]
+    if ones and varied:
+        few, how = (ones, "are 1 in every coordinate") if len(ones) <= len(varied) else (varied, "alone still vary")
+        yield (
+            f"half-folded: the gains of {_list(few)} {how}, and {len(ones)} of {len(norms)} norms have such gains of 1: "
+            "a gain was folded into what reads it there and not elsewhere"
+        )
+
+
+def _folded_twice(checkpoint: Checkpoint) -> Iterator[str]:
+    slopes = dict(_slopes(checkpoint))
+    usual = min(0.0, median(np.array([slope for slope, _ in slopes.values()]))) if slopes else 0.0
+    twice = [name for name, (s, r) in slopes.items() if s - usual >= SLOPE_EXCESS and r >= SLOPE_CORRELATION]
+    if twice:
+        slope = slopes[twice[0]][0]
+        yield (
+            f"folded twice: what reads {_list(twice)} grows with the gain's power {slope:.2f} along each coordinate "
+            f"(elsewhere {usual:.2f}): the gain is in the reader's columns and still in the norm"
+        )
+
+
+def _slopes(checkpoint: Checkpoint) -> Iterator[tuple[str, tuple[float, float]]]:
+    """Slope and correlation of log column norm of a norm's readers over log gain, for the norms with known readers."""
+    config = checkpoint.config
+    if checkpoint.format == "gguf" or not config:
+        return
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    classes = config.get("architectures")
+    class_name = classes[0] if isinstance(classes, list) and classes else None
+    try:
+        norms = anatomy_of(config.get("model_type"), class_name, config, shapes, str(checkpoint.path)).norms
+    except DeadreckonError:  # not in the table: nothing is known of what reads its norms
+        return
+    for site in norms:
+        energy = _column_energy(checkpoint, site)
+        if energy is not None and site.gain is not None:
+            gain = np.abs(checkpoint.vector(site.gain) + site.offset)
+            if (fit := _fit(gain, energy)) is not None:
+                yield site.name, fit
+
+
+def _column_energy(checkpoint: Checkpoint, site: NormSite) -> Float64Array | None:
+    energy = np.zeros(site.hidden_size)
+    for reader in site.readers:
+        entry = checkpoint.tensors[reader.weight]
+        axis = 0 if reader.input_first else 1
+        if len(entry.shape) != 2 or entry.shape[axis] != site.hidden_size:
+            return None
+        columns = sample(checkpoint, entry, axis, entries=1 << 17)
+        if columns is None:
+            return None
+        energy += np.einsum("ij,ij->i", columns, columns) / columns.shape[1]
+    return energy if site.readers else None
+
+
+def _fit(gain: Float64Array, energy: Float64Array) -> tuple[float, float] | None:
+    """Slope and correlation over the middle of the gains; None where they do not vary."""
+    low, high = np.sort(gain)[[gain.size // 50, gain.size - 1 - gain.size // 50]]
+    kept = (gain >= low) & (gain <= high) & (gain > 0.0) & (energy > 0.0)
+    if kept.sum() < 16:
+        return None
+    x, y = np.log(gain[kept]), 0.5 * np.log(energy[kept])
+    x, y = x - x.mean(), y - y.mean()
+    xx, xy, yy = float(x @ x), float(x @ y), float(y @ y)
+    return (xy / xx, xy / (xx * yy) ** 0.5) if xx > 1e-4 * x.size and yy > 0.0 else None
+
+
+def _list(names: Sequence[Norm | str]) -> str:
+    shown = [name if isinstance(name, str) else name.name for name in names[:_LISTED]]
+    return ", ".join(shown) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
