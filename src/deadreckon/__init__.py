@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from deadreckon.kernel.norm import NormKind, register_norm_kind
     from deadreckon.kernel.subspace import DeadSubspace
     from deadreckon.results.census import Census
+    from deadreckon.results.diff import Difference
     from deadreckon.results.fisher import Fisher
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.reading import Classifications, Reading
     from deadreckon.results.trace import Trace
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
+    from deadreckon.verbs.diff import diff
     from deadreckon.verbs.fisher import fisher
     from deadreckon.verbs.measure import measure
     from deadreckon.verbs.read import read
@@ -40,6 +42,7 @@ _HOMES = {
     "Classifications": "results.reading",
     "DeadSubspace": "kernel.subspace",
     "DeadreckonError": "errors",
+    "Difference": "results.diff",
     "Eigensolver": "forward.spectrum",
     "Fisher": "results.fisher",
     "Measurement": "results.measurement",
@@ -48,6 +51,7 @@ _HOMES = {
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
+    "diff": "verbs.diff",
     "fisher": "verbs.fisher",
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
@@ -65,6 +69,7 @@ __all__ = [
     "Classifications",
     "DeadSubspace",
     "DeadreckonError",
+    "Difference",
     "Eigensolver",
     "Fisher",
     "Measurement",
@@ -73,6 +78,7 @@ __all__ = [
     "Trace",
     "census",
     "classify",
+    "diff",
     "fisher",
     "measure",
     "measure_shard",

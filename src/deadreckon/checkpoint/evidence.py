@@ -14,7 +14,6 @@ from deadreckon.results.reading import Evidence
 _NORMED = ("sandwich", "branch")
 
 
-
 def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
     """Observations about the norm that ends a checkpoint's stream.
 

@@ -35,9 +35,9 @@ def decode_blocks(dtype: str, raw: bytes) -> NDArray[np.float64]:
     blocks = np.frombuffer(raw, np.uint8).reshape(-1, BLOCK_BYTES[dtype])
     scales = blocks[:, :2].copy().view("<f2").astype(np.float64)
     if dtype == "Q8_0":
-        return (scales * blocks[:, 2:].view(np.int8)).ravel()  # type: ignore[no-any-return]
+        return (scales * blocks[:, 2:].view(np.int8)).ravel()
     has_minimum = dtype == "Q4_1"
     packed = blocks[:, 4 if has_minimum else 2 :]
     numbers = np.concatenate([packed & 15, packed >> 4], axis=1).astype(np.float64)  # low halves come first
     start = blocks[:, 2:4].copy().view("<f2").astype(np.float64) if has_minimum else -8.0 * scales
-    return (scales * numbers + start).ravel()  # type: ignore[no-any-return]
+    return (scales * numbers + start).ravel()

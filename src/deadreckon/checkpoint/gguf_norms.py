@@ -21,8 +21,8 @@ def gguf_architecture(checkpoint: Checkpoint, vectors: Collection[str]) -> Archi
         vectors: the names of its 1-D tensors.
 
     Returns:
-        The architecture, its streams restricted to those whose norm is in the file (or the main one, if none is); None where neither
-        the architecture nor a norm is known.
+        The architecture, its streams restricted to those whose norm is in the file (or the main one, if none is); None
+        where neither the architecture nor a norm is known.
     """
     naming, config, name = gguf_naming(), checkpoint.config, checkpoint.architecture or "unknown"
     row = lookup({"model_type": naming["architectures"].get(name, name)})

@@ -118,11 +118,9 @@ def _by_shape(
 
 
 def _writing(groups: Sequence[Fingerprint], first: int, second: int) -> Fingerprint:
-    """The fingerprint of the group that writes, of two with so many matrices.
-
-    A gated MLP has two readers to a writer. Otherwise either may write: the smaller statistic counts (readers have no
-    cause to avoid 1), and that a LayerNorm is ruled out has to hold for both.
-    """
+    """The fingerprint of the group that writes, of two with so many matrices."""
+    # A gated MLP has two readers to a writer. Otherwise either may write: the smaller statistic counts (readers have no
+    # cause to avoid 1), and that a LayerNorm is ruled out has to hold for both.
     if first != second and max(first, second) == 2 * min(first, second):
         return groups[0] if first < second else groups[1]
     smaller = min(groups, key=lambda group: group.statistic)
@@ -137,7 +135,9 @@ def _commonest_width(matrices: Sequence[TensorEntry], lengths: Mapping[int, int]
 
 def _layer_scales(checkpoint: Checkpoint) -> dict[str, str]:
     """The vector that scales the MLP's output, by block."""
-    return {block: n for n in checkpoint.tensors if (block := _block(n)) and _LAYER_SCALE.fullmatch(n[len(block) + 1 :])}
+    return {
+        block: n for n in checkpoint.tensors if (block := _block(n)) and _LAYER_SCALE.fullmatch(n[len(block) + 1 :])
+    }
 
 
 def _block(name: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from glob import glob, has_magic
 from os.path import lexists
 from pathlib import Path
@@ -64,25 +66,39 @@ def _classified(model: str | os.PathLike[str] | nn.Module, *, functional: bool) 
     if not isinstance(model, str | os.PathLike):
         reading = read(model)
         kind, contradictions = conclude(reading.evidence)
-        return Classification(
-            model=reading.model, kind=kind, evidence=reading.evidence, contradictions=contradictions
-        )
+        return Classification(model=reading.model, kind=kind, evidence=reading.evidence, contradictions=contradictions)
     source = parse_model(model)
     probed = [_functional(model)] if functional else []
     if source.scheme == "random":
         evidence = [of_architecture(zoo_entry(source.name).config), *probed]
         kind, contradictions = conclude(evidence)
         return Classification(model=str(source), kind=kind, evidence=evidence, contradictions=contradictions)
-    checkpoint = open_model(source)
+    return replace(classify_checkpoint(open_model(source), probed), model=str(source))
+
+
+def classify_checkpoint(checkpoint: Checkpoint, more: Sequence[Evidence] = ()) -> Classification:
+    """The kind of an opened checkpoint's final norm.
+
+    Args:
+        checkpoint: an opened checkpoint.
+        more: evidence that is not in its files.
+
+    Returns:
+        The kind, under the checkpoint's path.
+
+    Raises:
+        InputError: a file is damaged.
+        UnreachableError: a file is missing.
+    """
     norms = _norms(checkpoint)
     main = norms[0] if norms else None
     weights = of_weights(checkpoint, main)
-    evidence = [*gather(checkpoint, main), *([weights] if weights else []), *probed]
+    evidence = [*gather(checkpoint, main), *([weights] if weights else []), *more]
     kind, contradictions = conclude(evidence)
     if not isinstance(checkpoint.path, RemotePath):
         contradictions += find_conversions(checkpoint, norms, kind)
     return Classification(
-        model=str(source),
+        model=str(checkpoint.path),
         kind=kind,
         evidence=evidence,
         contradictions=contradictions,
