@@ -23,6 +23,7 @@ from common import write
 from safetensors.numpy import load_file, save_file
 
 from deadreckon import classify
+from deadreckon.checkpoint.conversions import ReaderFit, reader_fits, usual_slope
 from deadreckon.checkpoint.source import open_model
 from deadreckon.checkpoint.writers import find_writers
 
@@ -150,6 +151,18 @@ def planted(minilm: Path, smollm2: Path) -> dict[str, tuple[Tensors, dict[str, A
     }
 
 
+def folding(model: Path) -> dict[str, int]:
+    """How many of a model's norms with known readers are named: as they are, and with the gain folded in and left."""
+    fits = [fit for _, fit in reader_fits(open_model(model))]
+    usual = usual_slope(fits)
+    folded = [ReaderFit(f.slope + 1, f.gains, f.columns + (2 * f.slope + 1) * f.gains) for f in fits]
+    return {
+        "norms": len(fits),
+        "named_as_they_are": sum(fit.stands_out_from(usual) for fit in fits),
+        "named_where_folded": sum(fit.stands_out_from(usual) for fit in folded),
+    }
+
+
 def said(model: Path) -> dict[str, Any]:
     """Kind, evidence, contradictions, the fingerprint's figures, bytes and seconds."""
     start = time.perf_counter()
@@ -181,19 +194,23 @@ def said(model: Path) -> dict[str, Any]:
 def main(wheels: Path, make: Callable[[Path, Path], dict[str, tuple[Path, str]]] = models) -> None:
     """Write the table."""
     trained.fetch(wheels)
-    figures: dict[str, Any] = {"packages": trained.packages(), "models": [], "planted": []}
+    figures: dict[str, Any] = {"packages": trained.packages(), "models": [], "planted": [], "folding": {}}
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder)
         made = make(wheels, to)
         for number, (name, (path, kind)) in enumerate(made.items()):
             bare = stripped(path, to / f"stripped-{number}")
             figures["models"].append({"model": name, "is": kind, "as_is": said(path), "stripped": said(bare)})
+            if "random" not in name and path.suffix != ".gguf":
+                figures["folding"][name] = folding(path)
         for name, (tensors, config) in planted(made["all-MiniLM-L6-v2"][0], made["SmolLM2-135M Q4_1"][0]).items():
             path = to / "planted"
             path.mkdir(exist_ok=True)
             save_file(tensors, path / "model.safetensors")
             (path / "config.json").write_text(json.dumps(config))
             row = said(path)
+            if name.endswith("nothing planted"):
+                figures["folding"]["SmolLM2"] = folding(path)
             row["contradictions"] = [text.replace(folder, "") for text in row["contradictions"]]
             figures["planted"].append({"case": name, **row})
     write("classify_trained", figures)

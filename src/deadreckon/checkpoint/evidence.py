@@ -27,7 +27,7 @@ def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
     evidence = [of_architecture({**checkpoint.config, "model_type": checkpoint.architecture})]
     if checkpoint.format == "gguf":
         evidence += _epsilon_keys(checkpoint)
-    if norm is not None:
+    if norm is not None and evidence[0].says != "none":  # that norm is of something else, a pooled token
         evidence.append(
             _shift("layernorm", "strong", f"{norm.name} has a shift beside its gain")
             if norm.shift is not None
