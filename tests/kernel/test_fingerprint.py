@@ -108,3 +108,15 @@ def test_a_matrix_of_zeros_says_nothing_and_huge_entries_do_not_overflow():
     writer = rng.standard_normal((64, 128))
     # Scaling by a power of two is exact.
     assert fingerprint(writer * 2.0**600) == fingerprint(writer)
+
+
+def test_a_small_share_is_no_evidence_where_few_directions_write():
+    """A writer of rank one has R below 0.5 in half of the cases: only its p-value says that this is chance."""
+    small = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        writer = np.outer(rng.standard_normal(128), rng.standard_normal(512)) + 0.01 * rng.standard_normal((128, 512))
+        found = fingerprint(writer)
+        small += found.statistic <= 0.5
+        assert found.says != "layernorm"
+    assert small >= 3
