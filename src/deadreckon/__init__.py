@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.diff import diff
+    from deadreckon.verbs.directions import DeadDirection, DeadDirections, dead_directions, project_out
     from deadreckon.verbs.fisher import fisher
     from deadreckon.verbs.measure import measure
     from deadreckon.verbs.read import read
@@ -40,6 +41,8 @@ _HOMES = {
     "Census": "results.census",
     "Checkpoint": "checkpoint.format",
     "Classifications": "results.reading",
+    "DeadDirection": "verbs.directions",
+    "DeadDirections": "verbs.directions",
     "DeadSubspace": "kernel.subspace",
     "DeadreckonError": "errors",
     "Difference": "results.diff",
@@ -51,11 +54,13 @@ _HOMES = {
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
+    "dead_directions": "verbs.directions",
     "diff": "verbs.diff",
     "fisher": "verbs.fisher",
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
     "merge_shards": "verbs.shards",
+    "project_out": "verbs.directions",
     "read": "verbs.read",
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
@@ -67,6 +72,8 @@ __all__ = [
     "Census",
     "Checkpoint",
     "Classifications",
+    "DeadDirection",
+    "DeadDirections",
     "DeadSubspace",
     "DeadreckonError",
     "Difference",
@@ -78,11 +85,13 @@ __all__ = [
     "Trace",
     "census",
     "classify",
+    "dead_directions",
     "diff",
     "fisher",
     "measure",
     "measure_shard",
     "merge_shards",
+    "project_out",
     "read",
     "register_eigensolver",
     "register_format",

@@ -220,9 +220,25 @@ def test_gguf_reads_its_header_only(hub, smollm2):
     assert len(hub.asked) <= 12
 
 
-def test_what_a_repository_without_safetensors_holds(hub):
+def test_a_torch_file_on_the_hub_is_read_by_ranges_too(hub, tmp_path):
+    torch = pytest.importorskip("torch")
+    from deadreckon.forward.tiny import tiny_model
+
+    model = tiny_model("gpt2", vocab_size=1 << 14, bos_token_id=0, eos_token_id=0)
+    torch.nn.init.normal_(model.ln_f.weight)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    data = (tmp_path / "pytorch_model.bin").read_bytes()
+    config = json.dumps(model.config.to_dict()).encode()
+    hub.repositories["org/old"] = Repository({"config.json": config, "pytorch_model.bin": data})
+    reading = read("org/old")
+    assert reading.final_norm == "ln_f.weight"
+    assert np.array_equal(find_norms(open_model("org/old"))[0].gain, model.ln_f.weight.detach().double().numpy())
+    assert reading.bytes_read < len(data) / 4  # the embeddings stay where they are
+
+
+def test_a_damaged_torch_file_on_the_hub(hub):
     hub.repositories["org/old"] = Repository({"config.json": b"{}", "pytorch_model.bin": b"\x80\2"})
-    with pytest.raises(InputError, match=r"org/old: holds pytorch_model.bin and no safetensors"):
+    with pytest.raises(InputError, match=r"org/old/pytorch_model.bin"):
         read("org/old")
 
 

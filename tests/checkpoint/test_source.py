@@ -84,10 +84,12 @@ def test_nothing_is_there(model, why, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "content", "why"),
     [
-        ("pytorch_model.bin", b"PK\3\4", "opening one runs what is in it; convert it to safetensors"),
-        ("model.pt", b"\x80\2", "opening one runs what is in it; convert it to safetensors"),
-        ("model.onnx", b"\x08\x07", "ONNX files are not read by this version"),
-        ("model", b"\x80\4\x95", "a pickle, and pickles are not opened here"),
+        ("pytorch_model.bin", b"PK\3\4", "a zip archive without its directory: the file was cut short"),
+        ("model.pt", b"\x80\2", "a bare pickle, .* and pickles are not opened here"),
+        ("model.bin", b"\6\0\0\0\x0c\0WhisperSpec", "not a file of torch.save: it starts with"),
+        ("model.pkl", b"\x80\2", "opening one runs what is in it; load it where you trust it"),
+        ("model.onnx", b"\x08\x07", "not an ONNX model: it holds 0 graphs"),
+        ("model", b"\x80\4\x95", "a pickle: if torch.save wrote it, name it"),
         ("model", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         ("config.json", b'{"model_type": "bert"}', "not a checkpoint that is read here; name a directory"),
         ("empty", b"", "not a checkpoint that is read here; name a directory"),
@@ -103,8 +105,9 @@ def test_files_of_other_kinds(name, content, why, put):
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("pytorch_model.bin", "holds pytorch_model.bin and no safetensors: .*transformers' save_pretrained"),
-        ("consolidated.00.pth", "holds consolidated.00.pth and no safetensors: pickles are not opened"),
+        ("pytorch_model.bin", "pytorch_model.bin: not a file of torch.save: a bare pickle"),
+        ("consolidated.00.pth", "holds torch.save files: name the one to read, for example .*consolidated.00.pth"),
+        ("model.onnx", "holds ONNX files: name the one to read, for example .*model.onnx"),
         ("model-Q4_K_M.gguf", "holds GGUF files: name the one to read, for example .*model-Q4_K_M.gguf"),
         ("README.md", "this directory holds no checkpoint; name a directory with safetensors"),
     ],

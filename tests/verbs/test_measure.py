@@ -314,6 +314,23 @@ def test_damaged_weights_get_the_error_of_reading(tmp_path, damage):
     assert str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "weights.pt"])
+def test_torch_files_are_measured(tmp_path, name):
+    """A directory with pytorch_model.bin, and a state dict under a name of its own."""
+    model = tiny_model("gpt_neox")
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / name)
+    found = measure(tmp_path if name == "pytorch_model.bin" else tmp_path / name, tokens=600)
+    assert (found.described_by, found.protocol.status) == ("checkpoint", "ok")
+    assert name in [stamp.name for stamp in found.files]
+
+
+def test_an_onnx_graph_is_not_run(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x08\x3a\x00")  # a version and an empty graph
+    with pytest.raises(UsageError, match="an ONNX graph is read and classified, not run here"):
+        measure(tmp_path / "model.onnx", tokens=600)
+
+
 def test_a_model_whose_encoder_is_called_model_is_found(tmp_path):
     """The attribute that usually holds the model below a head may hold a part that ends before the norm."""
     model = tiny_model("dinov3_vit")

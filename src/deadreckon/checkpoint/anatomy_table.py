@@ -260,6 +260,12 @@ def _starless(item: Any, index: int) -> Any:
     return [v.replace(".*.", f".{index}.", 1) if isinstance(v, str) else v for v in item]
 
 
+def starred(name: str) -> str:
+    """A name with the number of its block left open."""
+    match = _INDEXED.fullmatch(name)
+    return f"{match['list']}.*.{match['rest']}" if match else name
+
+
 def _expected(row: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[str]:
     for pattern in row["parameters"]:
         if ".*." in pattern:
@@ -273,9 +279,15 @@ def _spellings(row: Mapping[str, Any], shapes: Shapes) -> dict[str, str]:
     """The class's own spelling of each tensor -> the tensor: the base model's prefix may be left out or be extra."""
     base = f"{row['base']}." if row["base"] else ""
     heads = {pattern.split(".")[0] for pattern in row["parameters"]}
+    filed = {file: plain for plain, file in row.get("files", {}).items()}
     own = {}
     for name in shapes:
         plain = canonical(name)
+        for spelling in (plain, f"{base}{plain}", plain.removeprefix(base)):
+            if (star := starred(spelling)) in filed:
+                index = _INDEXED.fullmatch(spelling)
+                plain = filed[star].replace(".*.", f".{index['index'] if index else ''}.", 1)
+                break
         if plain.split(".")[0] not in heads:
             plain = plain.removeprefix(base) if plain.startswith(base) and base else f"{base}{plain}"
         own[plain] = name

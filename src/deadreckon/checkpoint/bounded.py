@@ -24,15 +24,18 @@ HEADER_LIMIT = 100_000_000
 CONFIG_LIMIT = 10_000_000
 """Longest config.json believed, bytes."""
 
+JSON_VALUES_LIMIT = 800_000
+"""Most values believed in a JSON text: ninety thousand tensors of a header, four times the longest index."""
+
 _BLOCK = 1 << 15
 _REMOTE_BLOCK = 1 << 17  # where each read is a request; from then on as much again as was read
 
 _FIRST_BYTES = (
-    (b"PK\x03\x04", "a zip archive, as torch.save writes: it holds a pickle, and pickles are not opened here"),
-    (b"\x80\x02", "a pickle, and pickles are not opened here"),
-    (b"\x80\x03", "a pickle, and pickles are not opened here"),
-    (b"\x80\x04", "a pickle, and pickles are not opened here"),
-    (b"\x80\x05", "a pickle, and pickles are not opened here"),
+    (b"PK\x03\x04", "a zip archive, as torch.save writes, pickle and all: name it *.pt"),
+    (b"\x80\x02", "a pickle: if torch.save wrote it, name it *.pt"),
+    (b"\x80\x03", "a pickle: if torch.save wrote it, name it *.pt"),
+    (b"\x80\x04", "a pickle: if torch.save wrote it, name it *.pt"),
+    (b"\x80\x05", "a pickle: if torch.save wrote it, name it *.pt"),
     (b"GGUF", "a GGUF file: name it *.gguf"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file it stands for: run `git lfs pull`"),
     (b"\x89HDF", "an HDF5 file"),
@@ -145,8 +148,11 @@ def parse_json(raw: bytes, where: str, *, unique_keys: bool = False) -> Any:
         The value, of whatever JSON type.
 
     Raises:
-        InputError: not UTF-8, not JSON, nested beyond reason, or a key twice.
+        InputError: not UTF-8, not JSON, nested beyond reason, of too many values, or a key twice.
     """
+    # A value is a few bytes of text and a hundred of memory. Each but the first follows a comma or opens a list.
+    if (values := sum(map(raw.count, (b",", b"[", b"{")))) > JSON_VALUES_LIMIT:
+        raise InputError(f"{where}: some {values} values are too many for a model's JSON (at most {JSON_VALUES_LIMIT})")
     try:
         return json.loads(raw.decode("utf-8"), object_pairs_hook=_unique if unique_keys else None)
     except _TwiceError as error:

@@ -20,8 +20,8 @@ _BITS = {"F64": "<u8", "F32": "<u4", "F16": "<u2", "BF16": "<u2"}
 
 
 def columns_readable(entry: TensorEntry) -> bool:
-    """Whether the matrix is of a float type whose entries are numbers by themselves."""
-    return entry.dtype in _BITS
+    """Whether the matrix is of a float type whose entries are numbers by themselves, and lies row by row."""
+    return entry.dtype in _BITS and entry.step == 1
 
 
 def column_maxima(checkpoint: Checkpoint, name: str, *, normalised: bool = False) -> Float64Array:

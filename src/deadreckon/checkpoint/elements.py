@@ -19,6 +19,8 @@ from deadreckon.kernel.norm import check_parameter
 VECTOR_LIMIT = 1 << 22
 """Longest vector read, entries: a hundred times the widest model, and 32 MB in float64."""
 
+_SPAN_LIMIT = 8 * VECTOR_LIMIT
+
 _NATIVE = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _FLOAT8 = {
     "F8_E4M3": "float8_e4m3fn",
@@ -85,8 +87,13 @@ def read_vector(entry: TensorEntry, names: Container[str] = ()) -> NDArray[np.fl
             f"{where} is stored as {entry.dtype} with its scale in {scale!r}: the plain numbers are not in this file; "
             "use a checkpoint that keeps its norms in a float type"
         )
-    raw = read_range(entry.path, entry.start, entry.stop - entry.start, f"tensor {entry.name!r}")
-    return check_parameter(decode(entry.dtype, raw), where)
+    length = entry.stop - entry.start
+    if length > _SPAN_LIMIT:
+        raise InputError(f"{where} is spread over {length} bytes of the file (at most {_SPAN_LIMIT} are read)")
+    values = decode(entry.dtype, read_range(entry.path, entry.start, length, f"tensor {entry.name!r}"))
+    if entry.step != 1:  # a view: of a column, or (0) of one number
+        values = values[:: entry.step] if entry.step else np.repeat(values, entry.shape[0])
+    return check_parameter(values, where)
 
 
 def _scale_beside(name: str, names: Container[str]) -> str | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from deadreckon.checkpoint.adapter import adapter_note
 from deadreckon.checkpoint.atlas import gguf_naming, lookup
 from deadreckon.checkpoint.format import Checkpoint
+from deadreckon.checkpoint.naming import canonical
 from deadreckon.checkpoint.places import RemotePath
+from deadreckon.checkpoint.timm_norms import is_timm, timm_architecture
 from deadreckon.kernel.norm import Norm
 from deadreckon.results.reading import Evidence
 
@@ -24,15 +27,26 @@ def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
     Returns:
         Evidence from the architecture's name, the metadata and the tensors that lie beside the gain.
     """
-    evidence = [of_architecture({**checkpoint.config, "model_type": checkpoint.architecture})]
+    name = checkpoint.architecture
+    if checkpoint.format == "gguf":
+        name = gguf_naming()["architectures"].get(name, name)
+    evidence = [of_architecture({**checkpoint.config, "model_type": name})]
+    timm = _timm(checkpoint)
+    evidence += timm
+    if note := adapter_note(checkpoint.path):
+        evidence.append(Evidence(name="adapter", says="undetermined", strength="weak", value=note))
     if checkpoint.format == "gguf":
         evidence += _epsilon_keys(checkpoint)
-    if norm is not None and evidence[0].says != "none":  # that norm is of something else, a pooled token
-        evidence.append(
-            _shift("layernorm", "strong", f"{norm.name} has a shift beside its gain")
-            if norm.shift is not None
-            else _shift("undetermined", "weak", f"{norm.name} has no shift; LayerNorms without one exist")
-        )
+    if checkpoint.format == "onnx" and norm is not None:
+        evidence += _graph(checkpoint, norm)
+    if evidence[0].says == "none":  # the norm is of something else, a pooled token
+        return evidence
+    if norm is not None and norm.shift is None:
+        evidence.append(_shift("undetermined", "weak", f"{norm.name} has no shift; LayerNorms without one exist"))
+    elif norm is not None and any(e.says == "undetermined" for e in timm):
+        evidence.append(_shift("undetermined", "weak", f"{norm.name} has a shift; in timm GroupNorms do too"))
+    elif norm is not None:
+        evidence.append(_shift("layernorm", "strong", f"{norm.name} has a shift beside its gain"))
     return evidence
 
 
@@ -104,13 +118,39 @@ def _level(p: float) -> str:
     return "< 1e-6" if p < 1e-6 else f"= {p:.2g}"
 
 
+def _timm(checkpoint: Checkpoint) -> list[Evidence]:
+    if not is_timm(checkpoint.config):
+        return []
+    found = timm_architecture(checkpoint.config, {canonical(name) for name in checkpoint.tensors})
+    if found is None or found.final is None:
+        return []
+    known = found.final.kind != "undetermined"
+    value = (
+        f"{found.model_type}: {'a family with norms' if known else 'not a family known to have norms'} over channels"
+    )
+    strength = "strong" if known else "weak"
+    return [Evidence(name="timm_architecture", says=found.final.kind, strength=strength, value=value)]
+
+
 def _epsilon_keys(checkpoint: Checkpoint) -> list[Evidence]:
     found = []
     for kind, key in gguf_naming()["kinds"].items():
         full = f"{checkpoint.architecture}.{key}"
         if full in checkpoint.config:
             found.append(Evidence(name="epsilon_key", says=kind, strength="strong", value=f"the metadata has {full}"))
+    if len(found) > 1:  # a converter wrote both: they say nothing
+        value = " and ".join(evidence.value for evidence in found)
+        return [Evidence(name="epsilon_key", says="undetermined", strength="weak", value=value)]
     return found
+
+
+def _graph(checkpoint: Checkpoint, norm: Norm) -> list[Evidence]:
+    from deadreckon.checkpoint.onnx_norms import graph_norm
+
+    found = graph_norm(checkpoint, norm.name)
+    if found is None:
+        return []
+    return [Evidence(name="graph_node", says=found.kind, strength="decisive", value=f"{norm.name}: {found.seen}")]
 
 
 def _shift(says: str, strength: str, value: str) -> Evidence:

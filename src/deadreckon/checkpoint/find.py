@@ -11,10 +11,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deadreckon.checkpoint.adapter import adapter_note
 from deadreckon.checkpoint.atlas import Architecture, NormRow, StackRow, lookup, lookup_text
 from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.checkpoint.gguf_norms import gguf_architecture
 from deadreckon.checkpoint.naming import GAINS, SHIFTS, canonical, in_block, layer_order, matches, with_last
+from deadreckon.checkpoint.timm_norms import timm_architecture
 from deadreckon.errors import InputError, UsageError
 from deadreckon.kernel.norm import Norm, effective_gain, norm_kind
 
@@ -45,6 +47,10 @@ def find_norms(
             kind cannot be told; the message lists what there is to choose from.
         InputError: a norm that must be there is missing, or its tensors are not what they should be.
     """
+    if checkpoint.format == "onnx":  # the graph itself says what its norms are
+        from deadreckon.checkpoint.onnx_norms import onnx_norms
+
+        return onnx_norms(checkpoint, select, kind=kind, gain_offset=gain_offset)
     finder = _Finder(checkpoint, kind, gain_offset)
     if select is not None and select != "all":
         return [finder.named(select)]
@@ -63,12 +69,14 @@ class _Finder:
         if checkpoint.format == "gguf":
             self.architecture = gguf_architecture(checkpoint, self.vectors)
         else:
-            self.architecture = lookup(checkpoint.config)
+            self.architecture = lookup(checkpoint.config) or timm_architecture(checkpoint.config, self.vectors)
 
     def ends(self) -> list[Norm]:
         """The norms that end a stream, or feed the output layer."""
         if self.architecture is None:
-            name = self.checkpoint.architecture
+            name = self.checkpoint.architecture or self.checkpoint.config.get("architecture")
+            if adapter := adapter_note(self.checkpoint.path):
+                raise UsageError(f"{self.checkpoint.path}: {adapter}. Of norms, {self._choices()}")
             what = f"the atlas does not know the architecture {name!r}" if name else "there is no config naming one"
             raise UsageError(f"{self.checkpoint.path}: {what}; {self._choices()}")
         norms = self._ends_of(self.architecture)
@@ -142,9 +150,10 @@ class _Finder:
                 f"{path}: {stem} has a gain and no {row.shift}, which its architecture has; the file is incomplete"
             )
         kind = self.kind or row.kind or ("layernorm" if shift_name else "")
-        if not kind:
+        if kind in ("", "undetermined"):
+            seen = "no shift" if shift_name is None else "a shift"
             raise UsageError(
-                f"{path}: {stem} has a gain and no shift, and the atlas does not know it, so its kind cannot be told: "
+                f"{path}: {stem} has a gain and {seen}, and the atlas does not know it, so its kind cannot be told: "
                 "say --kind layernorm or --kind rmsnorm (and --gain-offset 1 if it stores gain - 1)"
             )
         offset = row.offset if self.gain_offset is None else self.gain_offset

@@ -23,6 +23,7 @@ class TensorEntry:
     Attributes:
         dtype: the format's own name of the element type, e.g. ``BF16`` or ``F32``.
         shape: sizes, slowest axis first.
+        step: elements from one entry of a vector to the next; None where a matrix does not lie row by row.
     """
 
     name: str
@@ -31,6 +32,7 @@ class TensorEntry:
     path: Place
     start: int
     stop: int
+    step: int | None = 1
 
 
 class Checkpoint(ABC):

@@ -13,8 +13,9 @@ from deadreckon.checkpoint.naming import layer_order, matches, with_last
 def gguf_architecture(checkpoint: Checkpoint, vectors: Collection[str]) -> Architecture | None:
     """What a GGUF file says about its norms.
 
-    The kind is that of the eps key in its metadata; where both are there, that of the architecture's row in the atlas,
-    and open where that is unknown. The gain offset is always 0: the converter has already added any.
+    The kind is that of the architecture's row in the atlas, else that of the eps key in the metadata. Where there are
+    both keys they say nothing, and where a shift contradicts the key the kind is undetermined: the same rules by which
+    evidence is weighed. The gain offset is always 0: the converter has already added any.
 
     Args:
         checkpoint: an opened GGUF file.
@@ -28,15 +29,16 @@ def gguf_architecture(checkpoint: Checkpoint, vectors: Collection[str]) -> Archi
     row = lookup({"model_type": naming["architectures"].get(name, name)})
     eps = {kind: value for kind, key in naming["kinds"].items() if (value := config.get(f"{name}.{key}")) is not None}
     known = row.final.kind if row and row.final else ""
-    kind = next(iter(eps)) if len(eps) == 1 else known
-    value = eps.get(kind)
+    kind = known or (next(iter(eps)) if len(eps) == 1 else "")
+    value = eps.get(kind, next(iter(eps.values()), None))
     size, layers = (_whole(config.get(f"{name}.{naming[key]}")) for key in ("hidden_size", "layers"))
     norm = NormRow("", (), kind, "weight", None, eps=float(value) if isinstance(value, int | float) else None)
     stacks: dict[str, StackRow] = {}
-    for stack in naming["stacks"]:
+    for stack in (*naming["own_stacks"].get(name, ()), *naming["stacks"]):
         found = next((stem for n in stack["names"] if (stem := _stem(n, layers, vectors))), None)
         if found:
-            end = replace(norm, module=found, names=(found,))
+            contradicted = not known and kind == "rmsnorm" and f"{found}.bias" in vectors
+            end = replace(norm, module=found, names=(found,), kind="undetermined" if contradicted else kind)
             width = size if stack["role"] != "vision" else None
             stacks.setdefault(stack["role"], StackRow(stack["role"], end, hidden_size=width, layers=layers))
     if not stacks and row is None and not eps:

@@ -39,8 +39,8 @@ def sample(checkpoint: Checkpoint, entry: TensorEntry, axis: int, entries: int =
         UnreachableError: it cannot be read.
     """
     is_block = entry.dtype in BLOCK_BYTES
-    if len(entry.shape) != 2 or 0 in entry.shape or not (is_block or entry.dtype in _PLAIN_BYTES):
-        return None
+    if len(entry.shape) != 2 or 0 in entry.shape or not (is_block or entry.dtype in _PLAIN_BYTES) or entry.step != 1:
+        return None  # or a transposed view, whose rows do not lie one after the other
     rows, width = entry.shape
     row_bytes = (entry.stop - entry.start) // rows
     count = min(entry.shape[1 - axis], max(BLOCK, entries // entry.shape[axis] // BLOCK * BLOCK))

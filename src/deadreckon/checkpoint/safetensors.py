@@ -7,8 +7,8 @@ for are read. Of a sharded checkpoint only the headers of the shards that hold t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import PureWindowsPath
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +32,7 @@ from deadreckon.checkpoint.format import Checkpoint, TensorEntry, register_forma
 from deadreckon.checkpoint.places import Place, RemotePath, at_once, exists, is_dir, names_in
 from deadreckon.errors import InputError, UnreachableError
 
+_SEPARATOR = re.compile(r"[/\\:]")  # of folders and drives, on any system
 _FILE = ".safetensors"
 _INDEX = ".safetensors.index.json"
 
@@ -68,7 +69,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if weights.name.endswith(_INDEX):
             weight_map = self._read_index(weights)
             self._shard_of = lambda name: weights.parent / weight_map[name]
-            self.tensors = _LazyTensors(weight_map, lambda name: self._locate(name, weights))
+            self.tensors = LazyTensors(weight_map, lambda name: self._locate(name, weights))
         else:
             self._shard_of = lambda name: weights
             self.tensors = self._shard(weights)
@@ -138,7 +139,7 @@ class SafetensorsCheckpoint(Checkpoint):
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{path}: no weight_map from tensor names to shard files")
         for name, shard in weight_map.items():
-            if not _is_plain_name(shard):
+            if not is_plain_name(shard):
                 raise InputError(
                     f"{path}: tensor {name!r} is said to lie in {shard!r}; "
                     "a shard must be named by its bare file name and lie beside the index"
@@ -162,10 +163,10 @@ class SafetensorsCheckpoint(Checkpoint):
         return self._shards[path]
 
 
-class _LazyTensors(Mapping[str, TensorEntry]):
+class LazyTensors(Mapping[str, TensorEntry]):
     """Names from the index; an entry costs its shard's header when it is first asked for."""
 
-    def __init__(self, names: Mapping[str, str], locate: Callable[[str], TensorEntry]) -> None:
+    def __init__(self, names: Mapping[str, object], locate: Callable[[str], TensorEntry]) -> None:
         self._names = names
         self._locate = locate
 
@@ -288,7 +289,7 @@ def _weight_folder(directory: Place) -> Place:
     for module in listed if isinstance(listed, list) else ():
         if isinstance(module, dict) and str(module.get("type")).endswith(".Transformer"):
             folder = module.get("path")
-            if isinstance(folder, str) and _is_plain_name(folder) and is_dir(directory / folder):
+            if isinstance(folder, str) and is_plain_name(folder) and is_dir(directory / folder):
                 return directory / folder
     return directory
 
@@ -310,11 +311,6 @@ def _weights(directory: Place) -> Place:
     raise InputError(f"{folder}: no {_FILE} file in this directory")
 
 
-def _is_plain_name(name: Any) -> bool:
+def is_plain_name(name: Any) -> bool:
     """Whether this is one path component on every system. A link of such a name is fine: hub caches are links."""
-    return (
-        isinstance(name, str)
-        and name.isprintable()
-        and name not in ("", ".", "..")
-        and PureWindowsPath(name).name == name  # which knows both kinds of slash, and drives
-    )
+    return isinstance(name, str) and name.isprintable() and name not in ("", ".", "..") and not _SEPARATOR.search(name)

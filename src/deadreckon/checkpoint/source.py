@@ -1,11 +1,13 @@
 """The MODEL grammar: the one way to name a model, and the way from a name to its files.
 
 ========================================  ============================================================
-``DIR``                                   a directory with safetensors and config.json
+``DIR``                                   a directory with safetensors or pytorch_model.bin, and config.json
 ``x.safetensors``, ``….index.json``       one safetensors file, or an index over shards
 ``x.gguf``                                a GGUF file
 ``ORG/NAME[/PATH][@REVISION]``            a model on the Hugging Face hub, or a file or folder in its repository
 ``https://…/x.safetensors``               a file on a web server that serves byte ranges
+``x.onnx``                                an ONNX file, with its external data beside it
+``x.pt``, ``.pth``, ``.bin``, ``.ckpt``   a file of torch.save; its pickle is read as data and never run
 ``random:NAME[#SEED]``                    a published configuration of the zoo with random weights
 ``demo:NAME``                             a small trained model that a package ships
 ========================================  ============================================================
@@ -35,25 +37,25 @@ if TYPE_CHECKING:
     from deadreckon.checkpoint.zoo import ZooEntry
 
 ACCEPTED = (
-    "a directory with safetensors and config.json, a .safetensors file or its .index.json, a .gguf file, "
-    "a model on the hub (ORG/NAME[@REVISION]), an https address, random:NAME[#SEED], or demo:NAME"
+    "a directory with safetensors or pytorch_model.bin and config.json, a .safetensors file or its .index.json, a "
+    ".gguf, .onnx, .pt, .pth, .bin or .ckpt file, a model on the hub (ORG/NAME[@REVISION]), an https address, "
+    "random:NAME[#SEED], or demo:NAME"
 )
 """What a model may be, in words."""
 
 _PREFIX = re.compile(r"([a-z][a-z0-9+-]+):(.*)", re.DOTALL)  # two characters or more: C:\ is a path
 _SHORT_NAME = re.compile(r"[a-z0-9.-]+")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _FOREIGN = {
     **dict.fromkeys(
-        _PICKLES,
-        "pickles are not opened, because opening one runs what is in it; convert it to safetensors "
-        "(load it where you trust it and call transformers' save_pretrained)",
+        (".pkl", ".pickle"),
+        "bare pickles are not opened, because opening one runs what is in it; load it where you trust it and save its "
+        "state dict: torch.save(model.state_dict(), FILE.pt)",
     ),
-    ".onnx": "ONNX files are not read by this version; name the checkpoint it was exported from",
     ".h5": "Keras files are not read; convert it to safetensors",
     ".msgpack": "Flax files are not read; convert it to safetensors",
     ".npz": "NumPy archives are not read; pass the gain as an array in Python",
 }
+_FILES = (".safetensors", ".gguf", ".json", ".onnx", ".pt", ".pth", ".bin", ".ckpt", *_FOREIGN)
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,12 @@ def open_model(model: str | os.PathLike[str] | Source) -> Checkpoint:
     """
     source = model if isinstance(model, Source) else parse_model(model)
     place, revision = _place(source)
-    if not (format_type := format_of(place)):
+    format_type = format_of(place)
+    if format_type is None:  # the rarer ones are imported now: a cold start would pay for them
+        from deadreckon.checkpoint import onnx, torchfile  # noqa: F401
+
+        format_type = format_of(place)
+    if format_type is None:
         raise InputError(f"{place}: {_why_not(place)}")
     checkpoint = format_type.open(place)
     checkpoint.revision = revision
@@ -182,7 +189,7 @@ def _is_for_the_hub(model: str) -> bool:
     if lexists(model) or model in demo_names():
         return False
     # Two parts that end as a file does are a path that is not there; a file on the hub comes after two.
-    if model.count("/") < 2 and model.partition("@")[0].endswith((".safetensors", ".gguf", ".json", *_FOREIGN)):
+    if model.count("/") < 2 and model.partition("@")[0].endswith(_FILES):
         return False
     from deadreckon.checkpoint.hub import HubName
 
@@ -225,9 +232,10 @@ def _why_not(path: Place) -> str:
         return (
             _FOREIGN.get(path.suffix) or guess_content(path) or f"not a checkpoint that is read here; name {ACCEPTED}"
         )
+    from deadreckon.checkpoint.torchfile import SUFFIXES
+
     names = names_in(path)
-    if pickles := [name for name in names if name.endswith(_PICKLES)]:
-        return f"holds {pickles[0]} and no safetensors: {_FOREIGN['.bin']}"
-    if ggufs := [name for name in names if name.endswith(".gguf")]:
-        return f"holds GGUF files: name the one to read, for example {path / ggufs[0]}"
+    for what, suffixes in (("GGUF", ".gguf"), ("ONNX", ".onnx"), ("torch.save", SUFFIXES)):
+        if found := [name for name in names if name.endswith(suffixes)]:
+            return f"holds {what} files: name the one to read, for example {path / found[0]}"
     return f"this directory holds no checkpoint; name {ACCEPTED}"

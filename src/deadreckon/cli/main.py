@@ -51,8 +51,8 @@ class _Verbs(click.Group):
 def cli(debug: bool) -> None:
     """Read a transformer's dead directions from its parameters, and verify them in one forward pass.
 
-    MODEL is a directory with config.json, a .safetensors file or index, a .gguf file, ORG/NAME[@REVISION] (a model on
-    the Hugging Face hub), random:NAME (a published configuration with random weights) or demo:NAME (a small trained
+    MODEL is a directory with config.json, a .safetensors, .gguf, .onnx, .pt or .bin file, ORG/NAME[@REVISION] (a model
+    on the Hugging Face hub), random:NAME (a published configuration with random weights) or demo:NAME (a small trained
     model that a package ships).
 
     Exit codes: 0 done; 1 it ran and a check failed; 2 bad usage or bad input; 3 could not read or reach;

@@ -13,12 +13,24 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
-from deadreckon.checkpoint.anatomy_table import SCHEMA, SHAPES_PATH, TABLE_PATH, _counts, _folded, decode, encode
+from deadreckon.checkpoint.anatomy_table import (
+    SCHEMA,
+    SHAPES_PATH,
+    TABLE_PATH,
+    _counts,
+    _folded,
+    decode,
+    encode,
+    starred,
+)
 from deadreckon.checkpoint.zoo import zoo_entry, zoo_names
 from deadreckon.errors import DeadreckonError, InputError
 from deadreckon.forward.anatomy_watch import watch_anatomy
@@ -91,7 +103,21 @@ def _row(model_type: str, head: bool, overrides: Mapping[str, Any]) -> dict[str,
     if not same:
         raise InputError(f"{model_type}: its anatomy does not survive being folded")
     base = model.base_model_prefix if model.base_model is not model else ""
-    return {"model_type": model_type, "class": type(model).__name__, "base": base, **encoded}
+    row = {"model_type": model_type, "class": type(model).__name__, "base": base, **encoded}
+    return {**row, "files": files} if (files := _file_spellings(model)) else row
+
+
+def _file_spellings(model: Any) -> dict[str, str]:
+    """Folded names of parameters -> what files call them, where that is something else."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
+        for number, value in enumerate(parameters.values()):
+            value.fill_(number)  # no two hold the same
+        model.save_pretrained(folder)
+        filed = {n: int(v.flatten()[0]) for p in Path(folder).glob("*.safetensors") for n, v in load_file(p).items()}
+    named = {number: name for name, number in filed.items()}
+    spelled = {name: named.get(number, name) for number, name in enumerate(parameters)}
+    return {starred(name): starred(file) for name, file in spelled.items() if file != name and name not in filed}
 
 
 def build_shapes(names: Sequence[str]) -> dict[str, Any]:

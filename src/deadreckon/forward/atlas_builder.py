@@ -44,7 +44,7 @@ _NOT_LAYERS = re.compile(
 _NORM_WORDS = ("layernorm", "layer_norm", "rmsnorm", "rms_norm", "no_norm")
 
 # How llama.cpp names norms, most telling first. Its converter has already added any offset, so a file's gain is always
-# the effective one. The kind follows from which eps key is there; where both are, from the architecture's row.
+# the effective one. The kind is that of the architecture's row, else it follows from which eps key is there.
 GGUF: Row = {
     "stacks": [
         {"role": "final", "names": ["output_norm"]},
@@ -57,7 +57,24 @@ GGUF: Row = {
     "kinds": {"layernorm": "attention.layer_norm_epsilon", "rmsnorm": "attention.layer_norm_rms_epsilon"},
     "hidden_size": "embedding_length",
     "layers": "block_count",
-    "architectures": {"command-r": "cohere", "phi2": "phi", "t5encoder": "t5"},
+    # Of some architectures the norm behind the last block has another's name.
+    "own_stacks": {name: [{"role": "final", "names": ["token_embd_norm"]}] for name in ("lfm2", "lfm2moe")},
+    "architectures": {
+        "command-r": "cohere",
+        "phi2": "phi",
+        "t5encoder": "t5",
+        "llama4": "llama4_text",
+        "starcoder": "gpt_bigcode",
+        "gemma3n": "gemma3n_text",
+        "gemma-embedding": "gemma3_text",
+        "jina-bert-v3": "jina_embeddings_v3",
+        "nomic-bert-moe": "nomic_bert",
+        "nemotron_h_moe": "nemotron_h",
+        "qwen2vl": "qwen2",
+        "llama-embed": "llama",
+        "chatglm": "glm",
+        "mimo2": "mimo_v2_flash",
+    },
 }
 
 

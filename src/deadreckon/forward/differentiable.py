@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _PLAIN = "eager"
 _SWITCHES = {"_attn_implementation_internal": {_PLAIN, "sdpa"}, "_experts_implementation_internal": {_PLAIN}}
+_WEIGHTS = ("weight", "qweight", "_packed_params")
 
 
 @contextmanager
@@ -37,3 +40,51 @@ def forward_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for config, switch, value in before:
             setattr(config, switch, value)
+
+
+def without_derivative(model: nn.Module, readers: list[str], run: Callable[[], Tensor]) -> list[str]:
+    """Modules with weights that put out nothing of a derivative that enters them: quantised kernels say nothing of it.
+
+    Args:
+        model: in evaluation mode.
+        readers: paths of modules whose outputs are given a derivative.
+        run: runs the model.
+
+    Returns:
+        Their paths; none where every module passes derivatives on.
+    """
+    found: list[str] = []
+
+    def start(_: nn.Module, _args: Any, made: Tensor) -> Tensor:
+        value = _tangent(made)[0]
+        tangent: Tensor = forward_ad.make_dual(value, torch.ones_like(value))  # type: ignore[no-untyped-call]
+        return tangent
+
+    def check(path: str) -> Callable[..., None]:
+        def hook(_: nn.Module, args: Any, kwargs: Any, made: Any) -> None:
+            given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            outputs = made if isinstance(made, tuple | list) else [made]
+            lost = not any(_moves(value) for value in outputs)
+            if lost and path not in (*readers, *found) and any(_moves(value) for value in given):
+                found.append(path)
+
+        return hook
+
+    with ExitStack() as stack, torch.no_grad(), forward_ad.dual_level():
+        for path, module in model.named_modules():
+            weights = any(hasattr(module, name) for name in _WEIGHTS) or any(b.dim() > 1 for b in module.buffers())
+            if path and weights and not any(True for child in module.children() for _ in child.parameters()):
+                stack.callback(module.register_forward_hook(check(path), with_kwargs=True).remove)
+        for path in readers:
+            stack.callback(model.get_submodule(path).register_forward_hook(start).remove)
+        run()
+    return found
+
+
+def _tangent(value: Tensor) -> tuple[Tensor, Tensor | None]:
+    parts = forward_ad.unpack_dual(value)  # type: ignore[no-untyped-call]
+    return parts.primal, parts.tangent
+
+
+def _moves(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and _tangent(value)[1] is not None

@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from torch.func import jvp, vmap
 
 from deadreckon.errors import InputError, UsageError
+from deadreckon.forward.differentiable import without_derivative
 from deadreckon.forward.outputs import Outputs
 from deadreckon.forward.replacing import Replace, replaced
-from deadreckon.forward.responses import Response, Visit, response_to, response_to_rounding
+from deadreckon.forward.responses import Factored, Response, Visit, response_to, response_to_error, response_to_ulps
 from deadreckon.forward.sites import Site, weight_of
 from deadreckon.forward.steps import SiteSteps, Step
 
-_KEPT = 2**27  # probabilities that are kept from one step to the next
+_AT_ONCE = {"cuda": 2**27, "cpu": 2**23}  # probabilities of tokens that are looked at together
+_HELD = {"cuda": 2**31, "cpu": 2**30}  # numbers in the random directions that are held together
 _TOGETHER = 2**26  # numbers that the outputs of steps taken at once may be
-_NO_DERIVATIVE = ("forward AD", "jvp", "forward mode", "vmap", "functorch", "batching rule")
+_NO_DERIVATIVE = ("forward AD", "jvp", "forward mode")
 
 Evaluate = Callable[[Sequence[Callable[[], Response]]], list[float]]
 """Directional Fisher information per token of each response; one is made when it is needed, as it may be large."""
@@ -48,10 +50,11 @@ class SiteFisher:
     floor: float
 
 
-def site_fisher(site: Site, steps: SiteSteps, draws: int, evaluate: Evaluate) -> SiteFisher:
+def site_fisher(model: nn.Module, site: Site, steps: SiteSteps, draws: int, evaluate: Evaluate) -> SiteFisher:
     """Directional Fisher information along the steps of a site.
 
     Args:
+        model: holds the readers.
         site: where.
         steps: along what.
         draws: how many random directions.
@@ -68,16 +71,17 @@ def site_fisher(site: Site, steps: SiteSteps, draws: int, evaluate: Evaluate) ->
         return lambda: response_to(site, steps.random(number))
 
     dead = steps.exact or steps.naive
-    exact, naive, constant, floor, *random = evaluate(
+    exact, naive, constant, error, ulps, *random = evaluate(
         [
             along(dead),
             along(steps.naive),
             along(steps.constant),
-            lambda: response_to_rounding(site, dead),
+            lambda: response_to_error(model, site, dead),
+            lambda: response_to_ulps(site, dead),
             *(drawn(number) for number in range(draws)),
         ]
     )
-    return SiteFisher(None if steps.exact is None else exact, naive, constant, random, floor)
+    return SiteFisher(None if steps.exact is None else exact, naive, constant, random, error + ulps)
 
 
 def through_model(model: nn.Module, site: Site, runs: Sequence[Outputs], metric: str) -> Evaluate:
@@ -100,6 +104,8 @@ def through_model(model: nn.Module, site: Site, runs: Sequence[Outputs], metric:
         for run in runs:
             with _visiting(model, site) as visits:
                 outputs = run()
+            if count == 0:
+                _check_derivatives(model, run, site)
             count += len(outputs)
             p = torch.softmax(outputs.double(), -1) if metric == "softmax" else None
             several = max(1, _TOGETHER // outputs.numel())
@@ -129,29 +135,63 @@ def at_head(model: nn.Module, site: Site, inputs: Sequence[Tensor]) -> Evaluate:
     def visit(x: Tensor) -> tuple[list[Visit], Tensor]:
         y = norm(x)
         logits = head(y)
-        return [Visit(site.norm_path, x, y), Visit(reader.path, y, logits)], torch.softmax(logits.double(), -1)
+        p = torch.softmax(logits, -1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        return [Visit(site.norm_path, x, y), Visit(reader.path, y, logits)], p
 
-    total = sum(len(x) for x in inputs)
-    keep = total * weight_of(model, reader).shape[-1 if reader.input_first else 0] <= _KEPT
+    words, width = weight_of(model, reader).shape[:: -1 if reader.input_first else 1]
+    device = inputs[0].device
+    tokens = max(1, _AT_ONCE.get(device.type, _AT_ONCE["cpu"]) // words)
+    chunks = [x[i : i + tokens] for x in inputs for i in range(0, len(x), tokens)]
+    held = max(1, _HELD.get(device.type, _HELD["cpu"]) // (words * width))
+
+    def constant(of_norm: Tensor | Factored | None, like: Tensor) -> Tensor:
+        """What a moved shift adds to the logits of every token."""
+        if not isinstance(of_norm, Tensor):
+            return torch.zeros(like.shape[-1:], dtype=torch.float64, device=device)
+        shift = of_norm[:1].to(weight_of(model, reader).dtype)
+        moved: Tensor = head(torch.cat([shift, torch.zeros_like(shift)]))
+        return moved[0].double() - moved[1].double()
 
     @torch.no_grad()
     def evaluate(responses: Sequence[Callable[[], Response]]) -> list[float]:
-        kept = [visit(x) for x in inputs] if keep else None
-        totals = torch.zeros(len(responses), dtype=torch.float64)
-        for number, make in enumerate(responses):
-            response = make()
-            for place, x in enumerate(inputs):
-                visits, p = visit(x) if kept is None else kept[place]
-                of_norm, change = response(visits)
-                if of_norm is not None:  # the same for every token
-                    moved = torch.stack([of_norm[0], torch.zeros_like(of_norm[0])]).to(visits[0].made.dtype)
-                    moved = head(moved).double()
-                    change = (0.0 if change is None else change) + (moved[0] - moved[1])
-                if change is not None:
-                    totals[number] += _square(p, change.expand(p.shape).clone()).sum().cpu()
-        return _means(totals, total, site)
+        totals = torch.zeros(len(responses), dtype=torch.float64, device=device)
+        for start in range(0, len(responses), held):
+            made = [make() for make in responses[start : start + held]]
+            for x in chunks:
+                visits, p = visit(x)
+                factored: dict[int, Factored] = {}
+                for number, response in enumerate(made, start):
+                    of_norm, change = response(visits)
+                    moved = constant(of_norm, p)
+                    if isinstance(change, Factored):
+                        whole = moved if change.constant is None else change.constant + moved
+                        factored[number] = Factored(change.scalars, change.left, whole)
+                    elif change is not None:
+                        dense = change.to(p.dtype) + moved.to(p) if isinstance(of_norm, Tensor) else change.to(p.dtype)
+                        totals[number] += _square(p, dense).sum(dtype=torch.float64)
+                if factored:
+                    totals[list(factored)] += _factored_squares(p, list(factored.values())).sum(0)
+        return _means(totals.cpu(), sum(len(x) for x in inputs), site)
 
     return evaluate
+
+
+def _factored_squares(p: Tensor, changes: Sequence[Factored]) -> Tensor:
+    """Var_p of scalar times left plus constant from the vectors' moments, without cancellation, shape (n, changes)."""
+    left = torch.stack([change.left for change in changes])
+    rest = torch.stack([torch.zeros_like(left[0]) if c.constant is None else c.constant for c in changes])
+    scalars = torch.stack([change.scalars for change in changes], 1)
+    # What a remedy takes back is taken back here, before anything is rounded.
+    tiny = torch.finfo(torch.float64).tiny
+    share = (rest * left).sum(1) / left.square().sum(1).clamp_min(tiny)
+    scalars, rest = scalars + share, rest - share[:, None] * left
+    sizes = [vectors.abs().amax(1).clamp_min(tiny) for vectors in (left, rest)]
+    a, b = ((v / size[:, None]).to(p) for v, size in zip((left, rest), sizes, strict=True))
+    moments = (p @ torch.cat([a, b, a * a, a * b, b * b]).T).double()
+    of_a, of_b, of_aa, of_ab, of_bb = moments.split_with_sizes([len(changes)] * 5, 1)
+    scalars, size = scalars * sizes[0], sizes[1]
+    square = scalars.square() * (of_aa - of_a**2) + size.square() * (of_bb - of_b**2)
+    return (square + 2 * scalars * size * (of_ab - of_a * of_b)).clamp_min(0.0)
 
 
 @contextmanager
@@ -175,14 +215,17 @@ def _places(site: Site) -> list[str]:
 
 
 def _changes(
-    model: nn.Module, run: Outputs, visits: Sequence[Visit], chosen: Sequence[list[Tensor | None]], site: Site
+    model: nn.Module,
+    run: Outputs,
+    visits: Sequence[Visit],
+    chosen: Sequence[list[Tensor | Factored | None]],
+    site: Site,
 ) -> Tensor:
     """Derivative of the outputs along several sets of tangents, shape (sets, n, k)."""
     moved = [i for i in range(len(visits)) if any(tangents[i] is not None for tangents in chosen)]
     zeros = tuple(torch.zeros_like(visits[i].made) for i in moved)
     stacked = tuple(
-        torch.stack([zero if t[i] is None else t[i].to(zero) for t in chosen])  # type: ignore[union-attr]
-        for i, zero in zip(moved, zeros, strict=True)
+        torch.stack([_dense(tangents[i], zero) for tangents in chosen]) for i, zero in zip(moved, zeros, strict=True)
     )
 
     def outputs(*added: Tensor) -> Tensor:
@@ -195,17 +238,29 @@ def _changes(
         with replaced(model, dict.fromkeys(_places(site), replace)):
             return run()
 
+    changes: Tensor = vmap(lambda *tangents: jvp(outputs, zeros, tangents)[1], randomness="error")(*stacked)
+    return changes
+
+
+def _dense(tangent: Tensor | Factored | None, like: Tensor) -> Tensor:
+    tangent = tangent.dense() if isinstance(tangent, Factored) else tangent
+    return like if tangent is None else tangent.to(like).expand(like.shape)
+
+
+def _check_derivatives(model: nn.Module, run: Outputs, site: Site) -> None:
+    """Refuse a model that does not pass derivatives on."""
     try:
-        changes: Tensor = vmap(lambda *tangents: jvp(outputs, zeros, tangents)[1], randomness="error")(*stacked)
+        lost = without_derivative(model, [reader.path for reader in site.moved], run)
+        reason = f"{lost[0]} passes none on" if lost else ""
     except (NotImplementedError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         if not any(word in reason for word in _NO_DERIVATIVE):
             raise
+    if reason:
         raise UsageError(
-            f"{site.name}: a module between it and the outputs has no forward-mode derivative ({reason}); quantised "
-            "and custom kernels lack one. The head needs none: site='head' (--site head)"
-        ) from error
-    return changes
+            f"{site.name}: what is between it and the outputs has no forward-mode derivative ({reason}): quantised and "
+            "custom kernels lack one. The head needs none: site='head' (--site head)"
+        )
 
 
 def _means(totals: Tensor, count: int, site: Site) -> list[float]:

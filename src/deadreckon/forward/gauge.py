@@ -19,7 +19,7 @@ from deadreckon.forward.outputs import Outputs
 from deadreckon.forward.reference import ReferenceNorm
 from deadreckon.forward.replacing import Replace, replaced
 from deadreckon.forward.sites import Site, weight_of
-from deadreckon.forward.steps import Step, frobenius_norm
+from deadreckon.forward.steps import Outer, Step, frobenius_norm
 
 SIZES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Sizes of steps, in units of the norm of the parameters that move."""
@@ -105,6 +105,7 @@ class _Mover:
         self.norm = model.get_submodule(site.norm_path)
         self.reference = ReferenceNorm(site.norm, weight_of(model, site.moved[0]).device)
         self.readers = {m.path: m for m in (*site.moved, *site.others) if m.path in {*step.weights, *step.biases}}
+        self.true: Tensor | None = None
         self.calls: dict[str, list[_Call]] = {path: [] for path in self.readers}
         self.errors: dict[str, list[Tensor]] = {}
         self.by_shift = {} if step.shift is None else {path: self._by_shift(path, step.shift) for path in self.readers}
@@ -112,20 +113,14 @@ class _Mover:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Nothing moved; every reader's call is kept."""
-        true: list[Tensor] = []
 
         def at_norm(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
-            true[:] = [self.reference(given.reshape(-1, given.shape[-1]))[0] + self.reference.shift]
+            self.true = self._true(given)
             return made
 
         def at_reader(path: str) -> Replace:
-            def replace(module: nn.Module, given: Tensor, made: Tensor) -> Tensor:
-                y = given.double()
-                if true and true[0].shape[0] == given.shape[:-1].numel():  # else some of the tokens: as they came
-                    y = true[0].reshape(given.shape)
-                exact = self._product(path, y)
-                bias = getattr(module, "bias", None)
-                self.calls[path].append(_Call(y, exact if bias is None else exact + bias.detach().to(exact)))
+            def replace(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+                self.calls[path].append(self._call(path, given))
                 return made
 
             return replace
@@ -138,19 +133,21 @@ class _Mover:
         """Norm and readers with parameters moved so far."""
         step = self.step.times(length)
         displaced = {path: self._displaced_reader(path, step) for path in self.readers}
-        calls = {path: iter(calls) for path, calls in self.calls.items()}
         self.errors = {path: [] for path in self.readers}
+        once = all(len(calls) == 1 for calls in self.calls.values())  # then what enters the norm stays as it was
         norm = self.norm
         if step.shift is not None and self.site.shift_name is not None:
             norm = _displaced(self.norm, {self.site.shift_name: lambda shift: shift + _like(shift, step.shift)})
 
         def at_norm(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
+            self.true = None if once else self._true(given)
             return made if norm is self.norm else norm(given)
 
         def at_reader(path: str) -> Replace:
             def replace(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
                 moved: Tensor = displaced[path](given)
-                self.errors[path].append(moved.double() - self._ideal(path, next(calls[path]), step, length))
+                call = self.calls[path][0] if once else self._call(path, given)
+                self.errors[path].append(moved.double() - self._ideal(path, call, step, length))
                 return moved
 
             return replace
@@ -169,13 +166,27 @@ class _Mover:
         with replaced(self.model, {path: at_reader(path) for path in left}):
             yield
 
+    def _true(self, given: Tensor) -> Tensor:
+        """What the norm should have made, float64, shape (tokens, d)."""
+        return self.reference(given.reshape(-1, given.shape[-1]))[0] + self.reference.shift
+
+    def _call(self, path: str, given: Tensor) -> _Call:
+        y = given.double()
+        if (
+            self.true is not None and len(self.true) == given.shape[:-1].numel()
+        ):  # else some of the tokens: as they came
+            y = self.true.reshape(given.shape)
+        exact, bias = self._product(path, y), getattr(self.model.get_submodule(path), "bias", None)
+        return _Call(y, exact if bias is None else exact + bias.detach().to(exact))
+
     def _ideal(self, path: str, call: _Call, step: Step, length: float) -> Tensor:
         """What the moved reader makes of the moved norm's output in exact arithmetic."""
         y, made = call.given, call.made
         if step.shift is not None:
             y, made = y + step.shift.to(y), made + self.by_shift[path] * length
         weight, bias = step.weights.get(path), step.biases.get(path)
-        made = made if weight is None else made + weight.respond(y)
+        if isinstance(weight, Outer):
+            made = made + (y @ weight.right.to(y))[..., None] * weight.left.to(y)
         return made if bias is None else made + bias.to(made)
 
     def _by_shift(self, path: str, shift: Tensor) -> Tensor:
@@ -226,8 +237,13 @@ def _length(model: nn.Module, site: Site, step: Step) -> float:
 
 
 def _softmax_divergence(base: Tensor, there: Tensor) -> Tensor:
-    before, after = torch.log_softmax(base, -1), torch.log_softmax(there, -1)
-    return (before.exp() * (before - after)).sum(-1).clamp_min(0.0)
+    """KL(p, q) of softmaxes: log sum p exp(d) for the centred change d of the logits, without cancellation."""
+    p = torch.softmax(base, -1)
+    change = there - base
+    change -= (p * change).sum(-1, keepdim=True)
+    small = torch.log1p((p * (torch.expm1(change) - change)).sum(-1))
+    large = torch.logsumexp(torch.log_softmax(base, -1) + change, -1)
+    return torch.where(change.abs().amax(-1) < 1.0, small, large).clamp_min(0.0)
 
 
 def _half_square(base: Tensor, there: Tensor) -> Tensor:

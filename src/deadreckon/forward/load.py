@@ -15,6 +15,7 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import nn
 
+from deadreckon.checkpoint.torchfile import SUFFIXES
 from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.forward.draw import draw, draw_apart, outline
 from deadreckon.forward.placement import Placement, device_map_for, placement
@@ -27,6 +28,8 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_TORCH_FILES = (*SUFFIXES, ".bin.index.json")
+_USUAL_NAMES = {f"{stem}{end}" for stem in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")}
 _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "merges.txt")
 
 
@@ -78,7 +81,7 @@ def load_checkpoint(
     trust_remote_code: bool = False,
     head: bool = False,
 ) -> Loaded:
-    """The model of a checkpoint directory, safetensors file or index, or GGUF file.
+    """The model of a checkpoint directory, safetensors or torch file or index, or GGUF file.
 
     Args:
         path: as the MODEL grammar resolved it.
@@ -95,12 +98,17 @@ def load_checkpoint(
         The loaded model.
 
     Raises:
-        UsageError: a device map that does not fit the machine, the model or its format, or too little memory.
+        UsageError: a device map that does not fit the machine, the model or its format, too little memory, or a format
+            that is not run.
         UnreachableError: a file is missing or the config names code that is not trusted.
         InputError: the weights do not fit the architecture that the config names.
     """
     import transformers
 
+    if path.suffix == ".onnx":
+        raise UsageError(
+            f"{path}: an ONNX graph is read and classified, not run here; name the checkpoint that it was exported from"
+        )
     place = placement(device, device_map, max_memory)
     directory = path if path.is_dir() else path.parent
     common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
@@ -171,11 +179,12 @@ def _under_its_usual_name(path: Path) -> Iterator[Path]:
         yield path if path.is_dir() else path.parent
         return
     with tempfile.TemporaryDirectory() as folder:
-        usual = "model.safetensors.index.json" if path.suffix == ".json" else "model.safetensors"
+        stem = "pytorch_model.bin" if path.name.endswith(_TORCH_FILES) else "model.safetensors"
+        usual = f"{stem}.index.json" if path.suffix == ".json" else stem
         (Path(folder) / usual).symlink_to(path.resolve())
         for beside in path.parent.iterdir():
             link = Path(folder) / beside.name
-            if not link.is_symlink() and beside.name not in {"model.safetensors", "model.safetensors.index.json"}:
+            if not link.is_symlink() and beside.name not in _USUAL_NAMES:
                 link.symlink_to(beside.resolve())
         yield Path(folder)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,9 @@ def find_sites(model: nn.Module, batch: Batch, wanted: str | Sequence[str] = HEA
     watched = watch(model, batch)
     maps = list(linear_maps(model, watched))
     norms = {path: [m for _, m in watched.calls[path] if m is not None] for path in _norm_paths(model, watched)}
+    if watched.logits is not None and not any(m.makes_logits for m in maps):  # something follows the head
+        embeddings = getattr(model, "get_output_embeddings", lambda: None)()
+        maps = [replace(m, makes_logits=model.get_submodule(m.path) is embeddings) for m in maps]
     heads = [m.path for m in maps if m.makes_logits]
     if names == [HEAD]:  # a large model has too many norms and maps to compare each with each
         norms = {path: made for path, made in norms.items() if fed_by([m for m in maps if m.makes_logits], made)}
@@ -197,8 +200,12 @@ class _Norm:
     def _is_direct(self, head: LinearMap) -> bool:
         """Whether norm and head alone give the logits from the norm's input."""
         calls = self.watched.calls[self.path]
-        made = calls[0][1]
-        return len(calls) == len(head.given) == 1 and made is not None and same(head.given[0], made)
+        made, logits = calls[0][1], self.watched.logits
+        if len(calls) != 1 or len(head.given) != 1 or made is None or logits is None:
+            return False
+        return same(head.given[0], made) and any(
+            m is not None and same(m, logits) for _, m in self.watched.calls[head.path]
+        )
 
     def _seen(self) -> bool:
         """Whether anything but the readers sees the norm's output being scaled and shifted."""

@@ -19,10 +19,6 @@ class Outer:
     left: Tensor
     right: Tensor
 
-    def respond(self, y: Tensor) -> Tensor:
-        """The matrix times every token, float64."""
-        return (y.double() @ self.right.to(y.device))[..., None] * self.left.to(y.device)
-
     def added(self, weight: Tensor) -> Tensor:
         """A weight of shape (out, d) plus the matrix, in the weight's dtype."""
         return weight.addr(self.left.to(weight), self.right.to(weight))
@@ -44,8 +40,8 @@ class Full:
     factor: float = 1.0
 
     def respond(self, y: Tensor) -> Tensor:
-        """The matrix times every token, float64."""
-        return (y.to(self.entries) @ self.entries.T).double() * self.factor
+        """The matrix times every token."""
+        return (y.to(self.entries) @ self.entries.T).mul_(self.factor)
 
     def added(self, weight: Tensor) -> Tensor:
         """A weight of shape (out, d) plus the matrix, in the weight's dtype."""
@@ -116,9 +112,9 @@ class SiteSteps:
 
     def random(self, number: int) -> Step:
         """The Gaussian direction of that number, of norm 1, in the tensors that the exact step moves."""
-        self.generator.manual_seed(hash((self.seed, number + 1)))
+        self.generator.manual_seed(1_000_003 * self.seed + number + 1)
         like = self.exact or self.naive
-        weights = {p: Full(self._normal(*self._shape(p)).to(self._dtype(p))) for p in like.weights}
+        weights = {p: Full(self._normal(*self._shape(p), dtype=self._dtype(p))) for p in like.weights}
         biases = {p: self._normal(len(b)).double() for p, b in like.biases.items()}
         shift = None if like.shift is None else self._normal(len(like.shift)).double()
         return _unit(Step(weights, biases, shift))
@@ -152,8 +148,8 @@ class SiteSteps:
     def _dtype(self, path: str) -> torch.dtype:
         return self._weight(path).dtype
 
-    def _normal(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, device=self.device)
+    def _normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, device=self.device, dtype=dtype)
 
 
 def frobenius_norm(tensor: Tensor) -> float:

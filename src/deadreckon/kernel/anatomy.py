@@ -5,8 +5,8 @@ A checkpoint (through the committed table) and a watched module both boil down t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 
 
@@ -109,3 +109,34 @@ class Anatomy:
     def inputs_of(self, part: Reader | Writer) -> int:
         """Input features of a map; of a convolution, all that one output coordinate sees."""
         return prod(self.tensors[part.weight]) // self.outputs_of(part)
+
+    def moving(self, names: Container[str]) -> Anatomy:
+        """The same model with only some of its parameters free to move.
+
+        A reader whose bias is held becomes a reader without one, and so on. A norm's gain counts as held where its
+        shift is, because the one does not scale without the other.
+
+        Args:
+            names: the parameters that move.
+
+        Returns:
+            The anatomy, with the shapes of all parameters.
+        """
+
+        def kept(name: str | None) -> str | None:
+            return name if name in names else None
+
+        norms = [
+            replace(
+                site,
+                gain=kept(site.gain) if site.shift is None or site.shift in names else None,
+                shift=kept(site.shift),
+                readers=tuple(replace(r, bias=kept(r.bias), free=r.free and r.weight in names) for r in site.readers),
+            )
+            for site in self.norms
+        ]
+        writers = [
+            replace(w, bias=kept(w.bias), freedom=w.freedom if w.weight in names else "none") for w in self.writers
+        ]
+        tables = [name for name in self.tables if name in names]
+        return replace(self, norms=tuple(norms), writers=tuple(writers), tables=tuple(tables))

@@ -14,7 +14,8 @@ class Evidence:
     """One observation about a norm's kind.
 
     Attributes:
-        name: what was looked at: architecture | shift_tensor | epsilon_key | weights_fingerprint | functional | given.
+        name: what was looked at: architecture | timm_architecture | graph_node | shift_tensor | epsilon_key | adapter |
+            weights_fingerprint | functional | given.
         says: layernorm | rmsnorm | none | undetermined.
         strength: decisive | strong | weak.
         value: what was seen.

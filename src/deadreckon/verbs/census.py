@@ -30,8 +30,18 @@ _SHOWN_TENSORS = 12
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """A model to count: its anatomy, its tensors as far as they can be had, and what to say about it."""
+class Subject:
+    """A model to count: its anatomy, its tensors as far as they can be had, and what to say about it.
+
+    Attributes:
+        name: how to name it to the user.
+        model_class: the class whose outputs are meant.
+        anatomy: its norms, readers and writers.
+        vector: a norm's tensor by name, in float64; None: there are only shapes.
+        tensor: any tensor by name, in float64; None: there are only shapes.
+        notes: what a reader of its numbers has to know.
+        checkpoint: the files, where it came from files.
+    """
 
     name: str
     model_class: str
@@ -60,12 +70,12 @@ def census(model: str | os.PathLike[str] | nn.Module, *, emit: str | None = None
         UnreachableError: a file is missing.
     """
     started = time.perf_counter()
-    subject = _of_module(model) if not isinstance(model, str | os.PathLike) else _of_name(model)
+    subject = subject_of_module(model) if not isinstance(model, str | os.PathLike) else _of_name(model)
     anatomy = subject.anatomy
     if subject.checkpoint is not None:
         parameters = (name for site in anatomy.norms for name in (site.gain, site.shift))
         subject.checkpoint.prefetch([name for name in parameters if name is not None])
-    norms = {site.name: _norm(subject, site) for site in anatomy.norms}
+    norms = {site.name: norm_of(subject, site) for site in anatomy.norms}
     found = dead_parameters(anatomy, norms)
     generic = dead_parameters(anatomy, {name: _in_general_position(norm) for name, norm in norms.items()})
     emitted, vectors = _emitted(subject, found, emit) if emit is not None else (None, {})
@@ -95,7 +105,7 @@ def census(model: str | os.PathLike[str] | nn.Module, *, emit: str | None = None
     return record.with_vectors(lambda: vectors)
 
 
-def _of_name(model: str | os.PathLike[str]) -> _Subject:
+def _of_name(model: str | os.PathLike[str]) -> Subject:
     source = parse_model(model)
     if source.scheme == "random":
         entry = zoo_entry(source.name)
@@ -105,11 +115,13 @@ def _of_name(model: str | os.PathLike[str]) -> _Subject:
             entry.model_type, entry.model_class, entry.config, zoo_shapes(entry.name), f"random:{entry.name}"
         )
         notes = ["gains and shifts as the initialiser leaves them: shifts are zero"]
-        return _Subject(str(source), entry.model_class, anatomy, None, None, notes)
+        return Subject(str(source), entry.model_class, anatomy, None, None, notes)
     checkpoint = open_model(source)
     where = str(source)
-    if checkpoint.format == "gguf":
-        raise UsageError(f"{where}: no anatomy known for GGUF files; name the safetensors checkpoint")
+    if checkpoint.format in ("gguf", "onnx"):
+        raise UsageError(
+            f"{where}: no anatomy known for {checkpoint.format.upper()} files; name the model's checkpoint"
+        )
     config = checkpoint.config
     model_type = config.get("model_type")
     if not isinstance(model_type, str):
@@ -125,10 +137,22 @@ def _of_name(model: str | os.PathLike[str]) -> _Subject:
     def tensor(name: str) -> Float64Array:
         return _whole(checkpoint, name)
 
-    return _Subject(where, class_name or model_type, anatomy, checkpoint.vector, tensor, notes, checkpoint)
+    return Subject(where, class_name or model_type, anatomy, checkpoint.vector, tensor, notes, checkpoint)
 
 
-def _of_module(model: Any) -> _Subject:
+def subject_of_module(model: Any) -> Subject:
+    """A loaded module as the census sees it.
+
+    Args:
+        model: the module; it is left as it was.
+
+    Returns:
+        Its anatomy, and its parameters as they are whenever they are asked for.
+
+    Raises:
+        UsageError: it is no module, has no parameters, or no anatomy is known for it.
+        InputError: later, when a parameter without numbers is asked for.
+    """
     if not hasattr(model, "named_parameters"):
         raise UsageError(f"census takes a model's name or a loaded module, not {type(model).__name__}")
     parameters = dict(model.named_parameters())
@@ -149,7 +173,7 @@ def _of_module(model: Any) -> _Subject:
         anatomy = anatomy_of(model_type, name, config.to_dict(), shapes, name)  # type: ignore[union-attr]
     else:
         anatomy = _watched(model, name)
-    return _Subject(name, name, anatomy, tensor, tensor, [])
+    return Subject(name, name, anatomy, tensor, tensor, [])
 
 
 def _watched(model: Any, name: str) -> Anatomy:
@@ -167,8 +191,16 @@ def _known() -> str:
     return f"there is one for {', '.join(model_types())}"
 
 
-def _norm(subject: _Subject, site: NormSite) -> Norm:
-    """A norm's parameters: from the model, or as an initialiser leaves them."""
+def norm_of(subject: Subject, site: NormSite) -> Norm:
+    """A norm's parameters: from the model, or as an initialiser leaves them.
+
+    Args:
+        subject: the model.
+        site: which of its norms.
+
+    Returns:
+        The norm.
+    """
     gain, shift = np.ones(site.hidden_size), np.zeros(site.hidden_size) if site.shift else None
     if subject.vector is not None:
         if site.gain is not None:
@@ -183,9 +215,7 @@ def _in_general_position(norm: Norm) -> Norm:
     return replace(norm, gain=np.ones_like(norm.gain), shift=None if norm.shift is None else np.ones_like(norm.gain))
 
 
-def _emitted(
-    subject: _Subject, found: DeadParameters, emit: str
-) -> tuple[EmittedDirection, Mapping[str, Float64Array]]:
+def _emitted(subject: Subject, found: DeadParameters, emit: str) -> tuple[EmittedDirection, Mapping[str, Float64Array]]:
     reason, colon, index = emit.rpartition(":")
     if not colon or not (index.isascii() and index.isdigit()):
         raise UsageError(f"--emit {emit}: write FAMILY:INDEX, for example writer_mean:0")
@@ -202,7 +232,7 @@ def _emitted(
 
 
 def _whole(checkpoint: Checkpoint, name: str) -> Float64Array:
-    """Any tensor of a safetensors checkpoint in float64."""
+    """Any tensor of a checkpoint in float64."""
     from deadreckon.checkpoint.bounded import read_range
 
     entry = checkpoint.tensors[name]

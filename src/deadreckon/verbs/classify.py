@@ -110,13 +110,14 @@ def classify_checkpoint(checkpoint: Checkpoint, more: Sequence[Evidence] = ()) -
 def _norms(checkpoint: Checkpoint) -> list[Norm]:
     """All norms of a checkpoint, those that end a stream where the rest is elsewhere or damaged, or none."""
     try:
-        ends = find_norms(checkpoint)
+        # Their kind is what the evidence is for; here any will do.
+        ends = find_norms(checkpoint, kind="layernorm")
     except UsageError:  # ends un-normed, or unknown: the evidence says which
         return []
     if isinstance(checkpoint.path, RemotePath):
         return ends
     try:
-        return find_norms(checkpoint, "all")
+        return find_norms(checkpoint, "all", kind="layernorm")
     except (UsageError, InputError):
         return ends
 

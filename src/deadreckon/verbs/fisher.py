@@ -29,7 +29,6 @@ from deadreckon.verbs.opened import ModelOptions, Opened
 _TOKENS = 256
 _TOKENS_INSIDE = 64
 _MOVED_TOKENS = 64  # finite steps say the same of every token
-_CHUNK = 128  # tokens of logits in float64 at a time
 _AT_FLOOR = 10.0
 
 
@@ -130,20 +129,21 @@ def fisher(
     inputs = choose_inputs(opened.loaded, options, opened.seed)
     found: list[FisherSite] = []
     unseen: list[str] = []
-    with evaluating(network), forward_mode(network):
+    with evaluating(network):
         sites = _sites(network, inputs, site)
         direct = next((each.norm_path for each in sites if each.direct), None)
         wanted = tokens or (_TOKENS if all(each.direct for each in sites) else _TOKENS_INSIDE)
         parts = list(portions(network, inputs, wanted, batch_size=batch_size, norm=direct))
-        for number, each in enumerate(sites):
-            steps = SiteSteps(each, network, opened.seed + number)
-            figures = site_fisher(each, steps, draws, _evaluation(network, each, parts))
-            if median(figures.random) == 0.0:
-                unseen.append(each.name)
-                continue
-            found.append(_site(each, figures, *(_moved(network, each, steps, parts[0]) if gauge else ([], []))))
-            if progress:
-                progress(number + 1, len(sites))
+        with forward_mode(network):
+            for number, each in enumerate(sites):
+                steps = SiteSteps(each, network, opened.seed + number)
+                figures = site_fisher(network, each, steps, draws, _evaluation(network, each, parts))
+                if median(figures.random) == 0.0:
+                    unseen.append(each.name)
+                    continue
+                found.append(_site(each, figures, *(_moved(network, each, steps, parts[0]) if gauge else ([], []))))
+                if progress:
+                    progress(number + 1, len(sites))
     count = sum(part.count for part in parts)
     warnings = opened.warnings(inputs)
     if count < wanted:
@@ -177,8 +177,7 @@ def _sites(network: nn.Module, inputs: Calibration, wanted: str | Sequence[str])
 def _evaluation(network: nn.Module, site: Site, parts: Sequence[Portion]) -> Evaluate:
     """How Fisher information is had at a site: in closed form at a head that follows its norm, else by derivatives."""
     if site.direct:
-        given = [part.norm_inputs for part in parts if part.norm_inputs is not None]
-        return at_head(network, site, [x[i : i + _CHUNK] for x in given for i in range(0, len(x), _CHUNK)])
+        return at_head(network, site, [part.norm_inputs for part in parts if part.norm_inputs is not None])
     return through_model(network, site, [part.through(network) for part in parts], parts[0].metric)
 
 
