@@ -161,6 +161,34 @@ def _trace_large() -> list[list[str]]:
     return rows
 
 
+def _classify() -> list[list[str]]:
+    headings = [
+        "model",
+        "R as it is",
+        "initial share",
+        "`classify`",
+        "R, shapes alone",
+        "`classify`, no config, no names",
+    ]
+    rows = [headings, ["---"] * len(headings)]
+    for row in _figures("classify_trained")["models"]:
+        cells = [row["model"]]
+        for side in ("as_is", "stripped"):
+            found = row[side]["fingerprint"]
+            cells.append(f"{found['R']:.2f} ± {found['deviation']:.2f}")
+            cells += [f"≤ {found['initial_share']:.2f}"] if side == "as_is" else []
+            cells.append(row[side]["kind"])
+        rows.append(cells)
+    return rows
+
+
+def _planted() -> list[list[str]]:
+    rows = [["planted", "kind", "contradictions"], ["---", "---", "---"]]
+    for row in _figures("classify_trained")["planted"]:
+        rows.append([row["case"], row["kind"], "; ".join(row["contradictions"]) or "none"])
+    return rows
+
+
 def _figures(name: str) -> Any:
     figures: Any = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
     return figures
@@ -168,6 +196,8 @@ def _figures(name: str) -> Any:
 
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "hub": _hub,
+    "classify": _classify,
+    "planted": _planted,
     "engine": _engine,
     "fisher": _fisher,
     "fisher_cost": _fisher_cost,

@@ -34,8 +34,7 @@ from benchmark_tables import table
 
 from deadreckon.checkpoint.zoo import zoo_names
 from deadreckon.cli.main import main as deadreckon_main
-from deadreckon.results import census, fisher, measurement, reading, trace
-from deadreckon.results.schema import RECORDS, attributes, json_schema
+from deadreckon.results.schema import MODULES, RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = (
@@ -46,11 +45,11 @@ PAGES = (
     "docs/trace.md",
     "docs/census.md",
     "docs/fisher.md",
+    "docs/classify.md",
     "docs/hub.md",
     "docs/scale.md",
 )
 SCHEMAS = "docs/schemas"
-_MODULES = (measurement, reading, trace, census, fisher)
 
 _MARKED = re.compile(
     r"^(?P<indent> *)<!-- (?P<what>output|keys|names|table): (?P<of>.+?) -->\n(?P<body>.*?)^ *<!-- end -->", re.M | re.S
@@ -142,9 +141,7 @@ def _output(command: str, old: str, fast: bool) -> str:
 
 
 def _keys(name: str, _old: str, _fast: bool) -> str:
-    record = next(
-        getattr(module, name) for module in (measurement, reading, trace, census, fisher) if hasattr(module, name)
-    )
+    record = next(getattr(module, name) for module in MODULES if hasattr(module, name))
     meanings = attributes(record)
     rows = [(f"`{field.name}`", _type(field.type), _cell(meanings.get(field.name, ""))) for field in _fields(record)]
     return "\n".join(["| key | type | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])

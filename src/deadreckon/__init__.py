@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from deadreckon.kernel.norm import NormKind, register_norm_kind
     from deadreckon.kernel.subspace import DeadSubspace
     from deadreckon.results.census import Census
+    from deadreckon.results.diff import Difference
     from deadreckon.results.fisher import Fisher
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.reading import Classifications, Reading
     from deadreckon.results.trace import Trace
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
+    from deadreckon.verbs.diff import diff
     from deadreckon.verbs.directions import DeadDirection, DeadDirections, dead_directions, project_out
     from deadreckon.verbs.fisher import fisher
     from deadreckon.verbs.measure import measure
@@ -43,6 +45,7 @@ _HOMES = {
     "DeadDirections": "verbs.directions",
     "DeadSubspace": "kernel.subspace",
     "DeadreckonError": "errors",
+    "Difference": "results.diff",
     "Eigensolver": "forward.spectrum",
     "Fisher": "results.fisher",
     "Measurement": "results.measurement",
@@ -52,6 +55,7 @@ _HOMES = {
     "census": "verbs.census",
     "classify": "verbs.classify",
     "dead_directions": "verbs.directions",
+    "diff": "verbs.diff",
     "fisher": "verbs.fisher",
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
@@ -72,6 +76,7 @@ __all__ = [
     "DeadDirections",
     "DeadSubspace",
     "DeadreckonError",
+    "Difference",
     "Eigensolver",
     "Fisher",
     "Measurement",
@@ -81,6 +86,7 @@ __all__ = [
     "census",
     "classify",
     "dead_directions",
+    "diff",
     "fisher",
     "measure",
     "measure_shard",

@@ -9,9 +9,12 @@ from deadreckon.checkpoint.adapter import adapter_note
 from deadreckon.checkpoint.atlas import gguf_naming, lookup
 from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.checkpoint.naming import canonical
+from deadreckon.checkpoint.places import RemotePath
 from deadreckon.checkpoint.timm_norms import is_timm, timm_architecture
 from deadreckon.kernel.norm import Norm
 from deadreckon.results.reading import Evidence
+
+_NORMED = ("sandwich", "branch")
 
 
 def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
@@ -36,6 +39,8 @@ def gather(checkpoint: Checkpoint, norm: Norm | None) -> list[Evidence]:
         evidence += _epsilon_keys(checkpoint)
     if checkpoint.format == "onnx" and norm is not None:
         evidence += _graph(checkpoint, norm)
+    if evidence[0].says == "none":  # the norm is of something else, a pooled token
+        return evidence
     if norm is not None and norm.shift is None:
         evidence.append(_shift("undetermined", "weak", f"{norm.name} has no shift; LayerNorms without one exist"))
     elif norm is not None and any(e.says == "undetermined" for e in timm):
@@ -65,6 +70,52 @@ def of_architecture(config: Mapping[str, Any]) -> Evidence:
         strength="decisive",
         value=f"{name} ends un-normed" if final is None else f"{name} is in the atlas of probed modules",
     )
+
+
+def of_weights(checkpoint: Checkpoint, norm: Norm | None) -> Evidence | None:
+    """What the kind of norm left behind in the matrices that write to the stream.
+
+    Args:
+        checkpoint: an opened checkpoint; parts of a few matrices are read.
+        norm: its final norm, as far as it was found.
+
+    Returns:
+        Strong evidence where one kind is ruled out; None where no writer can be told or read, where norms stand between
+        the writers and the stream, or where the files lie elsewhere and their config names the architecture.
+
+    Raises:
+        InputError: the file ends too early.
+        UnreachableError: it cannot be read.
+    """
+    row = lookup({**checkpoint.config, "model_type": checkpoint.architecture})
+    main = row.stacks[0] if row and row.stacks else None
+    if main is not None and (main.norm is None or main.placement in _NORMED or isinstance(checkpoint.path, RemotePath)):
+        return None
+    from deadreckon.checkpoint.writers import find_writers
+
+    checkpoint.prefetch(list(checkpoint.tensors), entries_only=True)
+    writers = find_writers(checkpoint, None if norm is None else norm.hidden_size)
+    if writers is None:
+        return None
+    found, says = writers.fingerprint, writers.says
+    share = f"R = {found.statistic:.2f} of {writers.tensors}{' times LayerScale' if writers.scaled else ''}"
+    expected = f"{found.matrices} read; 1 +- {found.deviation:.2f} if unrelated to 1, p {_level(found.p_unrelated)}"
+    if says == "undetermined" and not (writers.named or writers.plain):
+        why = "; there are more vectors than norms need, and a LayerScale among them may hide the mean"
+    else:
+        left = f"at most {found.initial_share:.2f} if a LayerNorm had left it behind, p {_level(found.p_left_behind)}"
+        why = f"; {left}" if says != "layernorm" else ""
+    return Evidence(
+        name="weights_fingerprint",
+        says=says,
+        strength="weak" if says == "undetermined" else "strong",
+        value=f"{share} ({expected}{why})",
+    )
+
+
+def _level(p: float) -> str:
+    """A p-value in words; the gamma distribution stands for the true one only so far out."""
+    return "< 1e-6" if p < 1e-6 else f"= {p:.2g}"
 
 
 def _timm(checkpoint: Checkpoint) -> list[Evidence]:

@@ -10,7 +10,7 @@ from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.checkpoint.naming import layer_order, matches, with_last
 
 
-def gguf_architecture(checkpoint: Checkpoint, vectors: Collection[str]) -> Architecture:
+def gguf_architecture(checkpoint: Checkpoint, vectors: Collection[str]) -> Architecture | None:
     """What a GGUF file says about its norms.
 
     The kind is that of the architecture's row in the atlas, else that of the eps key in the metadata. Where there are
@@ -22,7 +22,8 @@ def gguf_architecture(checkpoint: Checkpoint, vectors: Collection[str]) -> Archi
         vectors: the names of its 1-D tensors.
 
     Returns:
-        The architecture, its streams restricted to those whose norm is in the file (or the main one, if none is).
+        The architecture, its streams restricted to those whose norm is in the file (or the main one, if none is); None
+        where neither the architecture nor a norm is known.
     """
     naming, config, name = gguf_naming(), checkpoint.config, checkpoint.architecture or "unknown"
     row = lookup({"model_type": naming["architectures"].get(name, name)})
@@ -40,6 +41,8 @@ def gguf_architecture(checkpoint: Checkpoint, vectors: Collection[str]) -> Archi
             end = replace(norm, module=found, names=(found,), kind="undetermined" if contradicted else kind)
             width = size if stack["role"] != "vision" else None
             stacks.setdefault(stack["role"], StackRow(stack["role"], end, hidden_size=width, layers=layers))
+    if not stacks and row is None and not eps:
+        return None
     if not stacks:
         bare = row is not None and row.final is not None and row.final.gain is None
         end = replace(norm, module="output_norm", names=("output_norm",), gain=None if bare else "weight")

@@ -18,11 +18,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--functional", is_flag=True, help="Also load each model and run its norm alone (needs torch).")
 @offline_option
 @output_options
-def classify(models: tuple[str, ...], as_json: bool, out: Path | None, save: Path | None, quiet: bool) -> None:
-    """Whether each MODEL ends in a LayerNorm, an RMSNorm or neither, from its parameters, with the evidence."""
-    classified = classify_models(*models)
+def classify(
+    models: tuple[str, ...], functional: bool, as_json: bool, out: Path | None, save: Path | None, quiet: bool
+) -> None:
+    """Whether each MODEL ends in a LayerNorm, an RMSNorm or neither, from its parameters, with the evidence.
+
+    A MODEL in quotes may be a pattern: 'models/*' stands for every checkpoint that it matches.
+    """
+    if functional:
+        from deadreckon.cli.measure import prepare_torch
+
+        prepare_torch()
+    classified = classify_models(*models, functional=functional)
     emit(classified, lambda: classification_table(classified), as_json=as_json, out=out, save=save)
 
 

@@ -17,6 +17,7 @@ from deadreckon.errors import DeadreckonError
 _VERBS = {
     "read": "Dead subspace of a checkpoint's final norm, from its parameters alone.",
     "classify": "LayerNorm, RMSNorm or neither, from the parameters, with the evidence.",
+    "diff": "What changed in the norms between two checkpoints of a model, before and after.",
     "census": "Exactly dead parameter dimensions, from shapes, ties and norms alone.",
     "measure": "Verify the dead subspace in one forward pass; compare with random-init twins.",
     "fisher": "Fisher information along the parameter steps that a norm's kernel makes dead.",

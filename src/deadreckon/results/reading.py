@@ -15,7 +15,7 @@ class Evidence:
 
     Attributes:
         name: what was looked at: architecture | timm_architecture | graph_node | shift_tensor | epsilon_key | adapter |
-            functional | given.
+            weights_fingerprint | functional | given.
         says: layernorm | rmsnorm | none | undetermined.
         strength: decisive | strong | weak.
         value: what was seen.
@@ -219,13 +219,23 @@ class Reading(NormReading, Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """The kind of a model's final norm, with the evidence and what contradicts it; `revision` for one on the hub."""
+    """The kind of a model's final norm, with the evidence and what contradicts it.
+
+    Attributes:
+        model: as it was named.
+        kind: layernorm | rmsnorm | none | undetermined.
+        evidence: each observation by itself.
+        contradictions: a sentence for each observation that says otherwise, and for each trace of a conversion.
+        revision: the commit on the hub that was read; None for other places.
+        bytes_read: bytes read: config, headers, norms, and parts of the matrices that were looked at.
+    """
 
     model: str
     kind: str
     evidence: list[Evidence]
     contradictions: list[str]
     revision: str | None = None
+    bytes_read: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

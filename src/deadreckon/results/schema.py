@@ -9,17 +9,22 @@ from typing import Any
 
 import msgspec
 
-from deadreckon.results import census, fisher, measurement, reading, trace
+from deadreckon.results import census, diff, fisher, measurement, reading, trace
 from deadreckon.results.census import Census
+from deadreckon.results.diff import Difference
 from deadreckon.results.fisher import Fisher
 from deadreckon.results.measurement import Demonstration, Measurement, Shard
 from deadreckon.results.reading import Classifications, Reading
 from deadreckon.results.record import Record
 from deadreckon.results.trace import Trace
 
+MODULES = (census, diff, fisher, measurement, reading, trace)
+"""Where records and their parts are."""
+
 RECORDS: tuple[type[Record], ...] = (
     Reading,
     Classifications,
+    Difference,
     Census,
     Measurement,
     Trace,
@@ -39,7 +44,7 @@ def json_schema(record: type[Record]) -> dict[str, Any]:
         The schema: the name and version of the record are constants in it, and every property has its meaning.
     """
     schema = msgspec.json.schema(record)
-    parts: dict[str, Any] = {**vars(reading), **vars(census), **vars(measurement), **vars(trace), **vars(fisher)}
+    parts: dict[str, Any] = {name: part for module in MODULES for name, part in vars(module).items()}
     for name, definition in schema["$defs"].items():
         meanings = attributes(parts[name])
         definition["description"] = inspect.cleandoc(definition["description"]).partition("\n\nAttributes:")[0]
