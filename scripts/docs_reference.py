@@ -34,6 +34,7 @@ from benchmark_tables import table
 
 from deadreckon.checkpoint.zoo import zoo_names
 from deadreckon.cli.main import main as deadreckon_main
+from deadreckon.results import measurement
 from deadreckon.results.schema import MODULES, RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
