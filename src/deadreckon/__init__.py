@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deadreckon.results.census import Census
     from deadreckon.results.fisher import Fisher
     from deadreckon.results.measurement import Measurement
+    from deadreckon.results.probe import Probe
     from deadreckon.results.reading import Classifications, Reading
     from deadreckon.results.trace import Trace
     from deadreckon.verbs.census import census
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from deadreckon.verbs.directions import DeadDirection, DeadDirections, dead_directions, project_out
     from deadreckon.verbs.fisher import fisher
     from deadreckon.verbs.measure import measure
+    from deadreckon.verbs.probe import probe
     from deadreckon.verbs.read import read
     from deadreckon.verbs.shards import measure_shard, merge_shards
     from deadreckon.verbs.trace import trace
@@ -47,6 +49,7 @@ _HOMES = {
     "Fisher": "results.fisher",
     "Measurement": "results.measurement",
     "NormKind": "kernel.norm",
+    "Probe": "results.probe",
     "Reading": "results.reading",
     "Trace": "results.trace",
     "census": "verbs.census",
@@ -56,6 +59,7 @@ _HOMES = {
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
     "merge_shards": "verbs.shards",
+    "probe": "verbs.probe",
     "project_out": "verbs.directions",
     "read": "verbs.read",
     "register_eigensolver": "forward.spectrum",
@@ -76,6 +80,7 @@ __all__ = [
     "Fisher",
     "Measurement",
     "NormKind",
+    "Probe",
     "Reading",
     "Trace",
     "census",
@@ -85,6 +90,7 @@ __all__ = [
     "measure",
     "measure_shard",
     "merge_shards",
+    "probe",
     "project_out",
     "read",
     "register_eigensolver",

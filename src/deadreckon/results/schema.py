@@ -9,14 +9,15 @@ from typing import Any
 
 import msgspec
 
-from deadreckon.results import census, measurement, reading, trace
+from deadreckon.results import census, measurement, probe, reading, trace
 from deadreckon.results.census import Census
 from deadreckon.results.measurement import Demonstration, Measurement, Shard
+from deadreckon.results.probe import Probe
 from deadreckon.results.reading import Classifications, Reading
 from deadreckon.results.record import Record
 from deadreckon.results.trace import Trace
 
-RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Census, Measurement, Trace, Shard, Demonstration)
+RECORDS: tuple[type[Record], ...] = (Reading, Classifications, Census, Measurement, Trace, Probe, Shard, Demonstration)
 
 
 def json_schema(record: type[Record]) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def json_schema(record: type[Record]) -> dict[str, Any]:
         The schema: the name and version of the record are constants in it, and every property has its meaning.
     """
     schema = msgspec.json.schema(record)
-    parts: dict[str, Any] = {**vars(reading), **vars(census), **vars(measurement), **vars(trace)}
+    parts: dict[str, Any] = {**vars(reading), **vars(census), **vars(measurement), **vars(trace), **vars(probe)}
     for name, definition in schema["$defs"].items():
         meanings = attributes(parts[name])
         definition["description"] = inspect.cleandoc(definition["description"]).partition("\n\nAttributes:")[0]
