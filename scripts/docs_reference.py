@@ -34,7 +34,7 @@ from benchmark_tables import table
 
 from deadreckon.checkpoint.zoo import zoo_names
 from deadreckon.cli.main import main as deadreckon_main
-from deadreckon.results import census, measurement, reading, trace
+from deadreckon.results import census, measurement, probe, reading, trace
 from deadreckon.results.schema import RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,6 +45,7 @@ PAGES = (
     "docs/json.md",
     "docs/trace.md",
     "docs/census.md",
+    "docs/probe.md",
     "docs/hub.md",
     "docs/scale.md",
 )
@@ -53,7 +54,7 @@ SCHEMAS = "docs/schemas"
 _MARKED = re.compile(
     r"^(?P<indent> *)<!-- (?P<what>output|keys|names|table): (?P<of>.+?) -->\n(?P<body>.*?)^ *<!-- end -->", re.M | re.S
 )
-_FORWARD = ("measure", "demo")
+_FORWARD = ("measure", "probe", "demo")
 _UNREACHABLE = 3
 
 
@@ -140,7 +141,9 @@ def _output(command: str, old: str, fast: bool) -> str:
 
 
 def _keys(name: str, _old: str, _fast: bool) -> str:
-    record = next(getattr(module, name) for module in (measurement, reading, trace, census) if hasattr(module, name))
+    record = next(
+        getattr(module, name) for module in (measurement, reading, trace, census, probe) if hasattr(module, name)
+    )
     meanings = attributes(record)
     rows = [(f"`{field.name}`", _type(field.type), _cell(meanings.get(field.name, ""))) for field in _fields(record)]
     return "\n".join(["| key | type | meaning |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)])

@@ -238,6 +238,14 @@ def test_where_rounding_hides_it_nothing_is_said():
     assert (half.kernel_dim, half.inherent_dim, half.verdict) == (None, None, "undetermined")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_rounding_is_measured_in_the_format_that_the_layer_computes_in(dtype):
+    noise = probe(Formula(lambda x: ln(x.to(dtype)).to(x.dtype))).noise
+    # Rounding once to unit roundoff u leaves u/sqrt(12) ... u of error; a norm rounds a handful of times.
+    unit = torch.finfo(dtype).eps / 2
+    assert unit / 12**0.5 < noise < 5 * unit
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [

@@ -151,4 +151,4 @@ def _dim(value: int | None) -> str:
 
 
 def _dims(dims: dict[str, int | None]) -> str:
-    return ", ".join(f"{name} {_dim(dim)}" for name, dim in dims.items())
+    return ", ".join(f"{name}: {_dim(dim)}" for name, dim in dims.items())

@@ -34,7 +34,7 @@ CLEAR = 1000.0
 # Steps have to span some ulps of the format that the layer computes in, and their cube has to lie below its roundoff.
 _STEP = 2.0**-20  # for float64 and float32
 _COARSE_STEP = 2.0**-6  # for float16 and bfloat16
-_COARSE = 1e-5  # relative rounding error from which on the format can be no other than these
+_COARSE = 1e-6  # relative rounding error from which on the format may be one of these
 _UNIT = 2.0**-53
 
 
@@ -136,10 +136,12 @@ def _outputs(layer: LoneLayer, x: Float64Array, draw: np.random.Generator) -> Ou
     line = np.minimum(_spread(x, 0), _spread(x, 1)) * draw.standard_normal(x.shape)
     y = layer.run(x)
     mean, centred = centre(y)
-    scale = float(np.sqrt(np.mean(centred**2))) or 1.0
+    scale = _rms(centred) or 1.0
     noise = _third_difference(layer, x, _STEP * line, y)
-    if np.sqrt(np.mean(noise**2)) > _COARSE * scale:
-        noise = _third_difference(layer, x, _COARSE_STEP * line, y)
+    if _rms(noise) > _COARSE * scale:
+        # Steps too short for the format mostly change nothing: longer ones show far more, unless it is float32.
+        coarse = _third_difference(layer, x, _COARSE_STEP * line, y)
+        noise = coarse if _rms(coarse) > AT_FLOOR * _rms(noise) else noise
     unit = scale * np.sqrt(len(y))
     return Outputs(mean, centred / unit, noise / unit, scale)
 
@@ -155,6 +157,10 @@ def centre(y: Float64Array) -> tuple[Float64Array, Float64Array]:
     from_first = y - y[0]
     rest = from_first.mean(0)
     return y[0] + rest, from_first - rest
+
+
+def _rms(values: Float64Array) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def _spread(x: Float64Array, axis: int) -> Float64Array:

@@ -68,7 +68,7 @@ def kernel_dependence(layer: LoneLayer, given: NullSpace, seed: int) -> Dependen
     draws = {"redrawn": first, "redrawn again": second} if first else {}
     for name, value in first.items():
         if value.numel() == size:
-            draws[f"redrawn, zeros in {name}"] = {**first, name: _with_zeros(value)}
+            draws[f"zeros in {name}"] = {**first, name: _with_zeros(value)}
     found: dict[str, NullSpace] = {}
     failed: list[str] = []
 

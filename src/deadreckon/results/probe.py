@@ -66,7 +66,7 @@ class Probe(Record):
         gap: smallest_live over the larger of its floor and largest_dead.
         undetermined: number of directions that are neither.
         by_distribution: kernel dimension for each distribution of tokens by itself; ``centred`` tokens have zero mean.
-        by_draw: kernel dimension for other parameters.
+        by_draw: kernel dimension for other parameters: redrawn, and redrawn with a third of a vector's entries zero.
         depends_on: the parameters that move the kernel.
         kernel_form: the kernel in a formula, where one fits.
         invariances: how the output follows its input.
