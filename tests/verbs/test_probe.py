@@ -221,6 +221,23 @@ def test_tiny_gains_do_not_pass_for_a_kernel():
     assert found.directions[0].top[0].index == 0
 
 
+class Gate(nn.Module):
+    """Subtracts the mean unless a weight is zero: a kernel of most parameters, but not of all."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(D))
+
+    def forward(self, x):
+        return x - x.mean(-1, keepdim=True) * (self.weight != 0).all()
+
+
+def test_a_kernel_that_zeros_undo_is_not_inherent():
+    found = probe(Gate())
+    assert (found.kernel_dim, found.inherent_dim, found.verdict) == (1, 0, "parameters")
+    assert found.by_draw == {"redrawn": 1, "redrawn again": 1, "zeros in weight": 0}
+
+
 @pytest.mark.parametrize("share", [1e-3, 1e-6, 1e-9])
 def test_a_mean_subtraction_that_is_slightly_broken_is_no_kernel(share):
     found = probe(Formula(lambda x: ln(x, share)))
@@ -308,6 +325,15 @@ def test_the_module_is_left_as_it_was(training):
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert next(module.parameters()).dtype == torch.float32
     assert next(module.parameters()).requires_grad
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("normed", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+def test_reparametrisations_stay_alive_in_the_copy(normed):
+    """The older of the two lives in a hook, and keeps a tensor that cannot be copied."""
+    found = probe(normed(nn.Linear(D, D)), D)
+    magnitude = found.parameters[1]
+    assert (found.kernel_dim, found.by_draw[f"zeros in {magnitude}"]) == (0, D // 3)
 
 
 def test_random_states_are_left_alone():

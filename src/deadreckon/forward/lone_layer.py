@@ -146,7 +146,7 @@ class LoneLayer:
         generator = torch.Generator().manual_seed(0)
         size = (4 * _ROWS, self.hidden_size)
         trials = {
-            length: torch.randn(length * size[0], size[1], generator=generator, dtype=torch.float64)
+            length: torch.randn(length * size[0], size[1], generator=generator, dtype=torch.float64, device="cpu")
             for length in self._lengths
         }
         complaints: dict[str, Exception] = {}
@@ -207,8 +207,10 @@ def _private_copy(module: nn.Module, name: str) -> nn.Module:
         raise InputError(f"{name} is lazy: its parameters are made by its first input; run it once, then probe it")
     if any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers())):
         raise InputError(f"{name} has parameters on the meta device; probe a layer that holds numbers")
+    # Tensors that torch's older reparametrisations keep as attributes are results of a graph, which cannot be copied.
+    results = [v for part in module.modules() for v in vars(part).values() if isinstance(v, Tensor) and v.grad_fn]
     try:
-        twin = copy.deepcopy(module)
+        twin = copy.deepcopy(module, {id(value): value.detach().clone() for value in results})
     except Exception as error:  # a foreign class may refuse in any way
         raise InputError(
             f"{name} cannot be copied ({type(error).__name__}: {_first_line(error)}); probe a newly built layer"

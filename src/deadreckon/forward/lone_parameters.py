@@ -108,8 +108,9 @@ def kernel_dependence(layer: LoneLayer, given: NullSpace, seed: int) -> Dependen
 def _redrawn(value: Tensor, generator: torch.Generator) -> Tensor:
     """Another value of a parameter: vectors between 0.5 and 1.5, matrices with columns of norm about 1."""
     if value.dim() > 1 and min(value.shape) > 1:
-        return torch.randn(value.shape, generator=generator, dtype=value.dtype).div(math.sqrt(value.shape[-1]))
-    return 0.5 + torch.rand(value.shape, generator=generator, dtype=value.dtype)
+        matrix = torch.randn(value.shape, generator=generator, dtype=value.dtype, device="cpu")
+        return matrix.div(math.sqrt(value.shape[-1]))
+    return 0.5 + torch.rand(value.shape, generator=generator, dtype=value.dtype, device="cpu")
 
 
 def _with_zeros(value: Tensor) -> Tensor:
