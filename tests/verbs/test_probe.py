@@ -294,6 +294,27 @@ def test_batch_norm_mixes_tokens_in_training_only():
     assert "shift_invariant" not in held(evaluated)
 
 
+class Running(nn.Module):
+    """Subtracts a running mean, which every run in training mode moves."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(D))
+        self.hidden_size = D
+
+    def forward(self, x):
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * x.detach().mean(0))
+        return x - self.mean
+
+
+def test_no_run_depends_on_the_one_before():
+    module = Running()
+    found = probe(module, training=True)
+    assert (found.kernel_dim, found.mixes_tokens) == (0, True)
+    assert not module.mean.any()
+
+
 @pytest.mark.parametrize(
     ("layer", "count"),
     [(Formula(ln), 1), (Formula(rms), 1), (ScaleNorm(), 1), (general(nn.GroupNorm(4, D)), 4), (DyT(D), 0)],

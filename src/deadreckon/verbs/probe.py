@@ -160,8 +160,8 @@ def _in_words(space: NullSpace, redrawn: Dependence, seen: Behaviour) -> str:
         dead = "out_features" if count == 1 else f"{count} x out_features"
         return (
             f"brings inherent singular structure: {count} direction{'' if count == 1 else 's'} of its output never "
-            f"var{'ies' if count == 1 else 'y'}, whatever its input and parameters, so every linear map that reads it "
-            f"has {dead} dead directions (with a bias that takes w.y back, or where w.y is zero){more}{curved}"
+            f"var{'ies' if count == 1 else 'y'}, for all inputs and parameters tried, so every linear map that reads "
+            f"it has {dead} dead directions (with a bias that takes w.y back, or where w.y is zero){more}{curved}"
         )
     if verdict == "parameters":
         return (
