@@ -47,6 +47,7 @@ PAGES = (
     "docs/census.md",
     "docs/fisher.md",
     "docs/classify.md",
+    "docs/probe.md",
     "docs/hub.md",
     "docs/scale.md",
 )
@@ -55,7 +56,7 @@ SCHEMAS = "docs/schemas"
 _MARKED = re.compile(
     r"^(?P<indent> *)<!-- (?P<what>output|keys|names|table): (?P<of>.+?) -->\n(?P<body>.*?)^ *<!-- end -->", re.M | re.S
 )
-_FORWARD = ("measure", "demo", "fisher")
+_FORWARD = ("measure", "probe", "demo", "fisher")
 _UNREACHABLE = 3
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deadreckon.results.diff import Difference
     from deadreckon.results.fisher import Fisher
     from deadreckon.results.measurement import Measurement
+    from deadreckon.results.probe import Probe
     from deadreckon.results.reading import Classifications, Reading
     from deadreckon.results.trace import Trace
     from deadreckon.verbs.census import census
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from deadreckon.verbs.directions import DeadDirection, DeadDirections, dead_directions, project_out
     from deadreckon.verbs.fisher import fisher
     from deadreckon.verbs.measure import measure
+    from deadreckon.verbs.probe import probe
     from deadreckon.verbs.read import read
     from deadreckon.verbs.shards import measure_shard, merge_shards
     from deadreckon.verbs.trace import trace
@@ -50,6 +52,7 @@ _HOMES = {
     "Fisher": "results.fisher",
     "Measurement": "results.measurement",
     "NormKind": "kernel.norm",
+    "Probe": "results.probe",
     "Reading": "results.reading",
     "Trace": "results.trace",
     "census": "verbs.census",
@@ -60,6 +63,7 @@ _HOMES = {
     "measure": "verbs.measure",
     "measure_shard": "verbs.shards",
     "merge_shards": "verbs.shards",
+    "probe": "verbs.probe",
     "project_out": "verbs.directions",
     "read": "verbs.read",
     "register_eigensolver": "forward.spectrum",
@@ -81,6 +85,7 @@ __all__ = [
     "Fisher",
     "Measurement",
     "NormKind",
+    "Probe",
     "Reading",
     "Trace",
     "census",
@@ -91,6 +96,7 @@ __all__ = [
     "measure",
     "measure_shard",
     "merge_shards",
+    "probe",
     "project_out",
     "read",
     "register_eigensolver",

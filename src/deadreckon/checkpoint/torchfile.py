@@ -74,8 +74,9 @@ class TorchCheckpoint(Checkpoint):
             return _in_directory(path) is not None
         if path.name.endswith((*SUFFIXES, _INDEX)):
             return True
-        first = first_bytes(path, 32)
-        return first.startswith(_ZIP) or _MAGIC in first
+        first = first_bytes(path, 128)
+        # NumPy's archives are zip files as well; torch writes the pickle first.
+        return (first.startswith(_ZIP) and b"/data.pkl" in first) or _MAGIC in first[:32]
 
     @classmethod
     def open(cls, path: Place) -> TorchCheckpoint:

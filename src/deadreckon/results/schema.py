@@ -9,16 +9,17 @@ from typing import Any
 
 import msgspec
 
-from deadreckon.results import census, diff, fisher, measurement, reading, trace
+from deadreckon.results import census, diff, fisher, measurement, probe, reading, trace
 from deadreckon.results.census import Census
 from deadreckon.results.diff import Difference
 from deadreckon.results.fisher import Fisher
 from deadreckon.results.measurement import Demonstration, Measurement, Shard
+from deadreckon.results.probe import Probe
 from deadreckon.results.reading import Classifications, Reading
 from deadreckon.results.record import Record
 from deadreckon.results.trace import Trace
 
-MODULES = (census, diff, fisher, measurement, reading, trace)
+MODULES = (census, diff, fisher, measurement, probe, reading, trace)
 """Where records and their parts are."""
 
 RECORDS: tuple[type[Record], ...] = (
@@ -29,6 +30,7 @@ RECORDS: tuple[type[Record], ...] = (
     Measurement,
     Trace,
     Fisher,
+    Probe,
     Shard,
     Demonstration,
 )
