@@ -90,12 +90,13 @@ def classify_checkpoint(checkpoint: Checkpoint, more: Sequence[Evidence] = ()) -
         InputError: a file is damaged.
         UnreachableError: a file is missing.
     """
-    norms = _norms(checkpoint)
+    whole = _is_whole(checkpoint)
+    norms = _norms(checkpoint, whole=whole)
     main = norms[0] if norms else None
-    weights = of_weights(checkpoint, main)
+    weights = of_weights(checkpoint, main) if whole or isinstance(checkpoint.path, RemotePath) else None
     evidence = [*gather(checkpoint, main), *([weights] if weights else []), *more]
     kind, contradictions = conclude(evidence)
-    if not isinstance(checkpoint.path, RemotePath):
+    if whole:
         contradictions += find_conversions(checkpoint, norms, kind)
     return Classification(
         model=str(checkpoint.path),
@@ -107,14 +108,25 @@ def classify_checkpoint(checkpoint: Checkpoint, more: Sequence[Evidence] = ()) -
     )
 
 
-def _norms(checkpoint: Checkpoint) -> list[Norm]:
+def _is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether all that a checkpoint consists of is on this machine."""
+    if isinstance(checkpoint.path, RemotePath):
+        return False
+    try:
+        list(checkpoint.tensors.values())
+    except UnreachableError:  # a shard; the final norm may do without
+        return False
+    return True
+
+
+def _norms(checkpoint: Checkpoint, *, whole: bool) -> list[Norm]:
     """All norms of a checkpoint, those that end a stream where the rest is elsewhere or damaged, or none."""
     try:
         # Their kind is what the evidence is for; here any will do.
         ends = find_norms(checkpoint, kind="layernorm")
     except UsageError:  # ends un-normed, or unknown: the evidence says which
         return []
-    if isinstance(checkpoint.path, RemotePath):
+    if not whole:
         return ends
     try:
         return find_norms(checkpoint, "all", kind="layernorm")
