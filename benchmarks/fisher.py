@@ -33,6 +33,9 @@ SHAPES = (
 
 
 TRAINED = ("minilm", "mgm", "rxnmapper", "dinov2", "whisper")
+PIXELS = 98  # a photograph of 50 tokens; the model takes any size
+# Its encoder takes 1,500 positions whatever is said: two of its blocks, and no finite steps.
+WHISPER = {"site": ("encoder.layers.0", "decoder.layers.0"), "gauge": False, "tokens": 32}
 
 
 def main() -> None:
@@ -65,6 +68,7 @@ def trained(wheels: Path) -> Iterator[dict[str, Any]]:
     import tempfile
 
     import trained
+    import transformers
     from trace_trained import CASES
 
     trained.fetch(wheels)
@@ -80,7 +84,12 @@ def trained(wheels: Path) -> Iterator[dict[str, Any]]:
                         given["batches"] = [to_dtype(batch, getattr(torch, dtype)) for batch in batches]
                 else:
                     given["dtype"] = dtype
-                record = deadreckon.fisher(model, site="all", tokens=64, **given)
+                options: dict[str, Any] = {"site": "all", "tokens": 64, **(WHISPER if name == "whisper" else {})}
+                if name == "dinov2":
+                    given["processor"] = transformers.BitImageProcessorPil(
+                        size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS}
+                    )
+                record = deadreckon.fisher(model, **given, **options)
                 yield {"model": name, "inputs": CASES[name].inputs, "dtype": dtype, **summary(record)}
 
 

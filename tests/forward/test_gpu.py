@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+import deadreckon
 from deadreckon.errors import UsageError
+from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.blocks import find_block_stacks
 from deadreckon.forward.bottom import bottom
 from deadreckon.forward.moments import Moments
@@ -195,3 +197,28 @@ def test_a_trace_that_runs_out_of_memory_starts_anew():
     assert not held
     for a, b in zip(calm.blocks, found.blocks, strict=True):
         assert a.sigma_min == pytest.approx(b.sigma_min, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_fisher_holds_at_every_site(dtype):
+    model = tiny_model("gpt_neox", head=True)
+    redraw_affine(model, "lognormal:0.5", 0)
+    record = deadreckon.fisher(model.to(CUDA, dtype), site="all", tokens=64)
+    assert record.holds
+    # Rounding to dtype, squared, against a variance that random steps have whole.
+    bound = 1e-24 if dtype == torch.float64 else torch.finfo(dtype).eps
+    assert all(site.ratio <= bound for site in record.sites)
+    assert all(site.is_gauge for site in record.sites)
+
+
+def test_projected_steps_are_those_of_the_host():
+    model = tiny_model("gpt2", head=True)
+    redraw_affine(model, "lognormal:0.5", 0)
+    generator = torch.Generator().manual_seed(1)
+    step = {name: torch.randn(p.shape, generator=generator) for name, p in model.named_parameters()}
+    here = deadreckon.project_out(step, model)
+    there = deadreckon.project_out({name: value.to(CUDA) for name, value in step.items()}, model.to(CUDA))
+    for name, value in here.items():
+        assert there[name].device.type == "cuda"
+        # Both are rounded to float32 at the end.
+        assert torch.allclose(there[name].cpu(), value, rtol=1e-6, atol=1e-6)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deadreckon.checkpoint.places import Place, RemotePath, fetch_ahead
+from deadreckon.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,32 @@ class Checkpoint(ABC):
             UnreachableError: the file, or one that it names, cannot be read.
         """
 
-    @abstractmethod
     def vector(self, name: str) -> NDArray[np.float64]:
         """One 1-D tensor in float64, shape (d,).
 
+        Args:
+            name: in the format's own vocabulary.
+
+        Returns:
+            The entries, all finite.
+
         Raises:
-            InputError: no such tensor, not a vector, or a dtype that holds no plain numbers.
+            InputError: no such tensor, not a vector, not plain finite numbers, or its file is damaged.
+            UnreachableError: its file is missing.
         """
+        from deadreckon.checkpoint.bounded import no_such_tensor
+        from deadreckon.checkpoint.elements import read_vector
+
+        if name not in self.tensors:
+            raise InputError(no_such_tensor(self.path, name, self.tensors, self._elsewhere()))
+        entry = self.tensors[name]
+        values = read_vector(entry, self.tensors.keys())
+        self.bytes_read += entry.stop - entry.start
+        return values
+
+    def _elsewhere(self) -> str:
+        """Where a tensor that is not here may be, for the message."""
+        return ""
 
     def prefetch(self, names: Collection[str], *, entries_only: bool = False) -> None:
         """Get tensors that will be asked for, in as few requests as they take; nothing where the files are at hand.
@@ -90,9 +110,10 @@ class Checkpoint(ABC):
             fetch_ahead((e.path, e.start, e.stop) for e in entries if len(e.shape) == 1)
 
     @property
-    @abstractmethod
     def architecture(self) -> str | None:
-        """The architecture's name in the format's own vocabulary (`model_type`, `general.architecture`)."""
+        """The architecture's name in the format's own vocabulary: of a config.json, the `model_type`."""
+        name = self.config.get("model_type")
+        return name if isinstance(name, str) else None
 
 
 _FORMATS: list[type[Checkpoint]] = []

@@ -11,11 +11,7 @@ import struct
 from math import prod
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from deadreckon.checkpoint.bounded import Cursor, cut_short, first_bytes, guess_content, no_such_tensor
-from deadreckon.checkpoint.elements import read_vector
+from deadreckon.checkpoint.bounded import Cursor, cut_short, first_bytes, guess_content
 from deadreckon.checkpoint.format import Checkpoint, TensorEntry, register_format
 from deadreckon.checkpoint.places import Place
 from deadreckon.errors import InputError
@@ -109,33 +105,13 @@ class GgufCheckpoint(Checkpoint):
         """Walk the header."""
         return cls(path)
 
-    def vector(self, name: str) -> NDArray[np.float64]:
-        """One 1-D tensor in float64, shape (d,).
-
-        Args:
-            name: the tensor's name in llama.cpp's vocabulary, e.g. ``output_norm.weight``.
-
-        Returns:
-            The entries, all finite.
-
-        Raises:
-            InputError: no such tensor, not a vector, or not plain finite numbers.
-            UnreachableError: the file is gone.
-        """
-        if name not in self.tensors:
-            raise InputError(no_such_tensor(self.path, name, self.tensors, self._split()))
-        entry = self.tensors[name]
-        values = read_vector(entry)
-        self.bytes_read += entry.stop - entry.start
-        return values
-
     @property
     def architecture(self) -> str | None:
         """The metadata's `general.architecture`."""
         name = self.config.get("general.architecture")
         return name if isinstance(name, str) else None
 
-    def _split(self) -> str:
+    def _elsewhere(self) -> str:
         count, number = self.config.get("split.count"), self.config.get("split.no")
         if type(count) is not int or type(number) is not int or count < 2:
             return ""

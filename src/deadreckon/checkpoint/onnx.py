@@ -15,13 +15,11 @@ from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from deadreckon.checkpoint.bounded import CONFIG_LIMIT, cut_short, file_size, guess_content, no_such_tensor, read_json
-from deadreckon.checkpoint.elements import read_vector
+from deadreckon.checkpoint.bounded import cut_short, file_size, guess_content
 from deadreckon.checkpoint.format import Checkpoint, TensorEntry, register_format
 from deadreckon.checkpoint.places import Place, RemotePath, exists
-from deadreckon.checkpoint.safetensors import LazyTensors
+from deadreckon.checkpoint.sharded import LazyTensors, read_config
 from deadreckon.errors import InputError, UnreachableError
 
 if TYPE_CHECKING:
@@ -119,7 +117,8 @@ class OnnxCheckpoint(Checkpoint):
             elif part.number == 12:
                 self.outputs += [self._wire.text(f, "an output") for f in self._parts(part, "an output", 1)]
         self.bytes_read = self._wire.bytes_read
-        self._read_config(path.parent / "config.json")
+        self.config, size = read_config(path.parent)
+        self.bytes_read += size
         self.tensors: Mapping[str, TensorEntry] = LazyTensors(
             dict.fromkeys(self._weights, ""), lambda name: self._entry(self._weights[name])
         )
@@ -133,32 +132,6 @@ class OnnxCheckpoint(Checkpoint):
     def open(cls, path: Place) -> OnnxCheckpoint:
         """Walk the graph."""
         return cls(path)
-
-    def vector(self, name: str) -> NDArray[np.float64]:
-        """One 1-D tensor in float64, shape (d,).
-
-        Args:
-            name: of an initializer, or the value that a constant makes.
-
-        Returns:
-            The entries, all finite.
-
-        Raises:
-            InputError: no such tensor, not a vector, not plain finite numbers, or kept outside the model's directory.
-            UnreachableError: the file that holds it is missing.
-        """
-        if name not in self.tensors:
-            raise InputError(no_such_tensor(self.path, name, self.tensors))
-        entry = self.tensors[name]
-        values = read_vector(entry, self.tensors.keys())
-        self.bytes_read += entry.stop - entry.start
-        return values
-
-    @property
-    def architecture(self) -> str | None:
-        """The `model_type` of the config beside the file."""
-        name = self.config.get("model_type")
-        return name if isinstance(name, str) else None
 
     @cached_property
     def norms(self) -> list[GraphNorm]:
@@ -349,12 +322,3 @@ class OnnxCheckpoint(Checkpoint):
         if start + length > (end := file_size(path)):
             raise InputError(cut_short(path, f"tensor {name!r}", start + length, end))
         return path, start, length
-
-    def _read_config(self, path: Place) -> None:
-        if not exists(path):
-            return
-        config, size = read_json(path, CONFIG_LIMIT)
-        self.bytes_read += size
-        if not isinstance(config, dict):
-            raise InputError(f"{path}: expected a JSON object with the model's settings")
-        self.config = config

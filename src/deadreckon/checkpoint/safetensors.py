@@ -7,12 +7,8 @@ for are read. Of a sharded checkpoint only the headers of the shards that hold t
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
-
-import numpy as np
-from numpy.typing import NDArray
 
 from deadreckon.checkpoint.bounded import (
     CONFIG_LIMIT,
@@ -21,18 +17,16 @@ from deadreckon.checkpoint.bounded import (
     file_size,
     first_bytes,
     guess_content,
-    no_such_tensor,
     parse_json,
     read_json,
     read_range,
     unreachable,
 )
-from deadreckon.checkpoint.elements import read_vector
 from deadreckon.checkpoint.format import Checkpoint, TensorEntry, register_format
 from deadreckon.checkpoint.places import Place, RemotePath, at_once, exists, is_dir, names_in
+from deadreckon.checkpoint.sharded import LazyTensors, in_shard, is_plain_name, read_config, read_index
 from deadreckon.errors import InputError, UnreachableError
 
-_SEPARATOR = re.compile(r"[/\\:]")  # of folders and drives, on any system
 _FILE = ".safetensors"
 _INDEX = ".safetensors.index.json"
 
@@ -64,12 +58,17 @@ class SafetensorsCheckpoint(Checkpoint):
             weights = _weights(path)
             if weights.parent != path:
                 self.bytes_read += file_size(path / "modules.json")
-        self.config: Mapping[str, Any] = self._read_config(weights.parent / "config.json")
+        config, size = read_config(weights.parent)
+        self.config: Mapping[str, Any] = config
+        self.bytes_read += size
         self.tensors: Mapping[str, TensorEntry]
         if weights.name.endswith(_INDEX):
-            weight_map = self._read_index(weights)
+            weight_map, size = read_index(weights)
+            self.bytes_read += size
             self._shard_of = lambda name: weights.parent / weight_map[name]
-            self.tensors = LazyTensors(weight_map, lambda name: self._locate(name, weights))
+            self.tensors = LazyTensors(
+                weight_map, lambda name: in_shard(name, self._shard_of(name), weights, self._shard)
+            )
         else:
             self._shard_of = lambda name: weights
             self.tensors = self._shard(weights)
@@ -86,41 +85,6 @@ class SafetensorsCheckpoint(Checkpoint):
         """Read the config and the header or the index."""
         return cls(path)
 
-    def vector(self, name: str) -> NDArray[np.float64]:
-        """One 1-D tensor in float64, shape (d,).
-
-        Args:
-            name: the tensor's name.
-
-        Returns:
-            The entries, all finite.
-
-        Raises:
-            InputError: no such tensor, not a vector, not plain finite numbers, or a damaged shard.
-            UnreachableError: the shard is missing.
-        """
-        if name not in self.tensors:
-            raise InputError(no_such_tensor(self.path, name, self.tensors))
-        entry = self.tensors[name]
-        values = read_vector(entry, self.tensors.keys())
-        self.bytes_read += entry.stop - entry.start
-        return values
-
-    @property
-    def architecture(self) -> str | None:
-        """The config's `model_type`."""
-        name = self.config.get("model_type")
-        return name if isinstance(name, str) else None
-
-    def _read_config(self, path: Place) -> dict[str, Any]:
-        if not exists(path):
-            return {}
-        config, size = read_json(path, CONFIG_LIMIT)
-        self.bytes_read += size
-        if not isinstance(config, dict):
-            raise InputError(f"{path}: expected a JSON object with the model's settings")
-        return config
-
     def prefetch(self, names: Collection[str], *, entries_only: bool = False) -> None:
         """Get the headers of the shards that hold some tensors, then the tensors' bytes; see `Checkpoint.prefetch`."""
         if isinstance(self.path, RemotePath):
@@ -131,58 +95,12 @@ class SafetensorsCheckpoint(Checkpoint):
                 self.bytes_read += header_bytes
             super().prefetch(names, entries_only=entries_only)
 
-    def _read_index(self, path: Place) -> dict[str, str]:
-        """Shard file by tensor name."""
-        index, size = read_json(path, HEADER_LIMIT)
-        self.bytes_read += size
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{path}: no weight_map from tensor names to shard files")
-        for name, shard in weight_map.items():
-            if not is_plain_name(shard):
-                raise InputError(
-                    f"{path}: tensor {name!r} is said to lie in {shard!r}; "
-                    "a shard must be named by its bare file name and lie beside the index"
-                )
-        return weight_map
-
-    def _locate(self, name: str, index: Place) -> TensorEntry:
-        shard = self._shard_of(name)
-        if not exists(shard):
-            raise UnreachableError(f"{shard}: no such file; {index.name} says that it holds tensor {name!r}")
-        entries = self._shard(shard)
-        if name not in entries:
-            raise InputError(f"{shard}: no tensor {name!r}, although {index.name} says that it lies here")
-        return entries[name]
-
     def _shard(self, path: Place) -> dict[str, TensorEntry]:
         """The entries of one file, its header read once."""
         if path not in self._shards:
             self._shards[path], header_bytes = read_header(path)
             self.bytes_read += header_bytes
         return self._shards[path]
-
-
-class LazyTensors(Mapping[str, TensorEntry]):
-    """Names from the index; an entry costs its shard's header when it is first asked for."""
-
-    def __init__(self, names: Mapping[str, object], locate: Callable[[str], TensorEntry]) -> None:
-        self._names = names
-        self._locate = locate
-
-    def __getitem__(self, name: str) -> TensorEntry:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._locate(name)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
 
 
 def read_header(path: Place) -> tuple[dict[str, TensorEntry], int]:
@@ -309,8 +227,3 @@ def _weights(directory: Place) -> Place:
             shown = ", ".join(matching[:4]) + (", …" if len(matching) > 4 else "")
             raise InputError(f"{folder}: {len(matching)} candidates ({shown}), no model{suffix}: name the file itself")
     raise InputError(f"{folder}: no {_FILE} file in this directory")
-
-
-def is_plain_name(name: Any) -> bool:
-    """Whether this is one path component on every system. A link of such a name is fine: hub caches are links."""
-    return isinstance(name, str) and name.isprintable() and name not in ("", ".", "..") and not _SEPARATOR.search(name)

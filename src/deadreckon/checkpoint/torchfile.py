@@ -10,25 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deadreckon.checkpoint.bounded import (
-    CONFIG_LIMIT,
-    HEADER_LIMIT,
     cut_short,
     file_size,
     first_bytes,
     guess_content,
-    no_such_tensor,
-    read_json,
     read_range,
 )
-from deadreckon.checkpoint.elements import read_vector
 from deadreckon.checkpoint.format import Checkpoint, TensorEntry, register_format
 from deadreckon.checkpoint.places import Place, exists, is_dir
-from deadreckon.checkpoint.safetensors import LazyTensors, is_plain_name
-from deadreckon.errors import InputError, UnreachableError
+from deadreckon.checkpoint.sharded import LazyTensors, in_shard, read_config, read_index
+from deadreckon.errors import InputError
 
 if TYPE_CHECKING:
     from deadreckon.checkpoint.pickles import Storage, Stored
@@ -62,10 +54,17 @@ class TorchCheckpoint(Checkpoint):
         weights = _in_directory(path) if is_dir(path) else path
         if weights is None:
             raise InputError(f"{path}: no {_IN_DIRECTORY[0]} in this directory")
-        self.config: Mapping[str, Any] = self._read_config(weights.parent / "config.json")
-        self.tensors: Mapping[str, TensorEntry] = (
-            self._read_index(weights) if weights.name.endswith(_INDEX) else self._file(weights)
-        )
+        config, self.bytes_read = read_config(weights.parent)
+        self.config: Mapping[str, Any] = config
+        self.tensors: Mapping[str, TensorEntry]
+        if weights.name.endswith(_INDEX):
+            weight_map, size = read_index(weights)
+            self.bytes_read += size
+            self.tensors = LazyTensors(
+                weight_map, lambda name: in_shard(name, weights.parent / weight_map[name], weights, self._file)
+            )
+        else:
+            self.tensors = self._file(weights)
 
     @classmethod
     def recognises(cls, path: Place) -> bool:
@@ -82,65 +81,6 @@ class TorchCheckpoint(Checkpoint):
     def open(cls, path: Place) -> TorchCheckpoint:
         """Read the config and walk the pickle, or read the index."""
         return cls(path)
-
-    def vector(self, name: str) -> NDArray[np.float64]:
-        """One 1-D tensor in float64, shape (d,).
-
-        Args:
-            name: the tensor's name in the state dict.
-
-        Returns:
-            The entries, all finite.
-
-        Raises:
-            InputError: no such tensor, not a vector, not plain finite numbers, or its record is damaged.
-            UnreachableError: the shard is missing.
-        """
-        if name not in self.tensors:
-            raise InputError(no_such_tensor(self.path, name, self.tensors))
-        entry = self.tensors[name]
-        values = read_vector(entry, self.tensors.keys())
-        self.bytes_read += entry.stop - entry.start
-        return values
-
-    @property
-    def architecture(self) -> str | None:
-        """The config's `model_type`."""
-        name = self.config.get("model_type")
-        return name if isinstance(name, str) else None
-
-    def _read_config(self, path: Place) -> dict[str, Any]:
-        if not exists(path):
-            return {}
-        config, size = read_json(path, CONFIG_LIMIT)
-        self.bytes_read += size
-        if not isinstance(config, dict):
-            raise InputError(f"{path}: expected a JSON object with the model's settings")
-        return config
-
-    def _read_index(self, path: Place) -> Mapping[str, TensorEntry]:
-        index, size = read_json(path, HEADER_LIMIT)
-        self.bytes_read += size
-        weight_map = index.get("weight_map") if isinstance(index, dict) else None
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{path}: no weight_map from tensor names to shard files")
-        for name, shard in weight_map.items():
-            if not is_plain_name(shard):
-                raise InputError(
-                    f"{path}: tensor {name!r} is said to lie in {shard!r}; "
-                    "a shard must be named by its bare file name and lie beside the index"
-                )
-
-        def locate(name: str) -> TensorEntry:
-            shard = path.parent / weight_map[name]
-            if not exists(shard):
-                raise UnreachableError(f"{shard}: no such file; {path.name} says that it holds tensor {name!r}")
-            entries = self._file(shard)
-            if name not in entries:
-                raise InputError(f"{shard}: no tensor {name!r}, although {path.name} says that it lies here")
-            return entries[name]
-
-        return LazyTensors(weight_map, locate)
 
     def _file(self, path: Place) -> Mapping[str, TensorEntry]:
         """The entries of one file, its pickle walked once."""
