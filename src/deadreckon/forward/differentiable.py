@@ -13,6 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 _PLAIN = "eager"
 _SWITCHES = {"_attn_implementation_internal": {_PLAIN, "sdpa"}, "_experts_implementation_internal": {_PLAIN}}
+_FUSED = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+_HALVES = (torch.bfloat16, torch.float16)
 _WEIGHTS = ("weight", "qweight", "_packed_params")
 
 
@@ -21,7 +23,8 @@ def forward_mode(model: nn.Module) -> Iterator[None]:
     """Attention and experts in operations that have forward-mode derivatives, for the time of the context.
 
     Args:
-        model: its configs' choice of implementation is set, and set back as it was.
+        model: its configs' choice of implementation is set, and set back as it was; hooks keep the derivatives of
+            its fused norms in 16 bits, which some versions of torch make float32, to their own dtype.
 
     Yields:
         Nothing.
@@ -35,11 +38,19 @@ def forward_mode(model: nn.Module) -> Iterator[None]:
                 if value is not None and value not in plain:
                     before.append((config, switch, value))
                     setattr(config, switch, _PLAIN)
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), ExitStack() as stack:
+            for module in model.modules():
+                if isinstance(module, _FUSED):
+                    stack.callback(module.register_forward_hook(_in_own_dtype).remove)
             yield
     finally:
         for config, switch, value in before:
             setattr(config, switch, value)
+
+
+def _in_own_dtype(_: nn.Module, args: Any, made: Tensor) -> Tensor:
+    # The value has the right dtype and the derivative has not: one that goes there and back again has both.
+    return made.to(torch.float32).to(made.dtype) if made.dtype in _HALVES else made
 
 
 def without_derivative(model: nn.Module, readers: list[str], run: Callable[[], Tensor]) -> list[str]:
