@@ -17,10 +17,11 @@ READ_WRONGLY = {
     "deberta-v2": "the convolution is called behind the first block alone, where the config asks for one",
     "flaubert": "the list of norms is appended to in a loop, which the reader does not follow",
     "xlm": "the list of norms is appended to in a loop, which the reader does not follow",
-    "gemma4_vision": "a pooler, which is passed over, makes the hidden state",
     "granite_docling_vision": "the connector follows the norm that ends the stream",
-    "sam_hq_vision_model": "the neck's norm acts on maps with channels in front, behind the stream",
-    "sam_vision_model": "the neck's norm acts on maps with channels in front, behind the stream",
+    "hunyuan_vl_vision": "the patch merger follows the stream's end",
+    "lilt": "the last norm called is the layout stream's; the text stream's is the hidden state",
+    "moonshine_streaming_encoder": "its norm holds a gain of its own around a norm without parameters",
+    "ovis2_vision": "the head's norm acts on logits, behind the stream",
     "videomae": "the norm is left out where the config asks for a mean over tokens, as it does by default",
 }
 
