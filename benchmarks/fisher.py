@@ -32,10 +32,8 @@ SHAPES = (
 )
 
 
-TRAINED = ("minilm", "mgm", "rxnmapper", "dinov2", "whisper")
+TRAINED = ("minilm", "mgm", "rxnmapper", "dinov2")
 PIXELS = 98  # a photograph of 50 tokens; the model takes any size
-# Its encoder takes 1,500 positions whatever is said: two of its blocks, and no finite steps.
-WHISPER = {"site": ("encoder.layers.0", "decoder.layers.0"), "gauge": False, "tokens": 32}
 
 
 def main() -> None:
@@ -84,7 +82,7 @@ def trained(wheels: Path) -> Iterator[dict[str, Any]]:
                         given["batches"] = [to_dtype(batch, getattr(torch, dtype)) for batch in batches]
                 else:
                     given["dtype"] = dtype
-                options: dict[str, Any] = {"site": "all", "tokens": 64, **(WHISPER if name == "whisper" else {})}
+                options: dict[str, Any] = {"site": "all", "tokens": 64}
                 if name == "dinov2":
                     given["processor"] = transformers.BitImageProcessorPil(
                         size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS}

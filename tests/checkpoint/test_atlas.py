@@ -3,9 +3,22 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from deadreckon.checkpoint.atlas import ATLAS_PATH, gguf_naming, known_name, lookup, lookup_text, model_types
+from deadreckon.checkpoint.atlas import (
+    ATLAS_PATH,
+    gguf_naming,
+    known_name,
+    lookup,
+    lookup_text,
+    model_types,
+    why_absent,
+)
+from deadreckon.checkpoint.find import find_norms
+from deadreckon.checkpoint.source import open_model
+from deadreckon.errors import UsageError
 
 # Rows that must be there whatever else is: final norm within the base model, kind, offset, has a shift, placement.
 KNOWN = {
@@ -201,7 +214,7 @@ def test_what_the_atlas_does_not_know(config):
 
 
 def test_the_file_is_small_and_read_without_torch():
-    assert ATLAS_PATH.stat().st_size < 250_000
+    assert ATLAS_PATH.stat().st_size < 300_000
     code = (
         "import sys, deadreckon.checkpoint.find as find; find.lookup({'model_type': 'bert'});"
         "print({'torch', 'transformers'} & set(sys.modules))"
@@ -209,3 +222,12 @@ def test_the_file_is_small_and_read_without_torch():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
     assert set(gguf_naming()["kinds"]) == {"layernorm", "rmsnorm"}
+
+
+def test_an_architecture_without_a_row_is_named_with_the_reason(tmp_path):
+    save_file({"layer.ln.weight": np.ones(8, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "detr"}')
+    with pytest.raises(UsageError, match="does not know the architecture 'detr' \\(when it was built: ImportError"):
+        find_norms(open_model(tmp_path))
+    assert why_absent("llama") is None
+    assert why_absent(None) is None

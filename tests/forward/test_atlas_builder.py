@@ -10,8 +10,11 @@ import torch
 from deadreckon.checkpoint.atlas import ATLAS_PATH
 from deadreckon.checkpoint.find import find_norms
 from deadreckon.checkpoint.source import open_model
+from deadreckon.cli.main import main
 from deadreckon.errors import UsageError
-from deadreckon.forward.atlas_builder import COMMAND, GGUF, build_atlas, build_row, drift, main, write_atlas
+from deadreckon.forward import atlas_builder
+from deadreckon.forward.atlas_builder import COMMAND, GGUF, build_atlas, build_row, drift, write_atlas
+from deadreckon.forward.atlas_coverage import CLASSIFIED, atlas_coverage
 from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.stacks import find_stacks, redraw, watch
 from deadreckon.forward.tiny import tiny_config, tiny_inputs, tiny_model
@@ -84,13 +87,55 @@ def test_the_written_file_reads_back_and_holds_a_row_a_line(tmp_path, committed)
 
 
 def test_a_check_of_one_row_from_the_command_line(capsys):
-    assert main(["--check", "gptj"]) == 0
-    assert "1 rows agree" in capsys.readouterr().err
+    assert main(["atlas", "check", "gptj"]) == 0
+    assert "1 rows agree" in capsys.readouterr().out
 
 
-def test_a_row_that_cannot_be_built_says_why():
+def test_a_check_that_finds_drift_says_so(monkeypatch, capsys, committed):
+    other = copy.deepcopy(committed)
+    other["rows"]["gptj"]["stacks"][0]["norm"]["kind"] = "rmsnorm"
+    monkeypatch.setattr(atlas_builder, "committed", lambda: other)
+    assert main(["atlas", "check", "gptj"]) == 1
+    assert "gptj: stacks: committed" in capsys.readouterr().out
+
+
+def test_building_replaces_the_named_rows_and_leaves_the_others(monkeypatch, tmp_path, committed):
+    path = tmp_path / "atlas.json"
+    stale = {
+        **committed,
+        "rows": {"gptj": {"stacks": []}, "gpt2": committed["rows"]["gpt2"]},
+        "absent": {"gptj": "old"},
+    }
+    write_atlas(stale, path)
+    monkeypatch.setattr(atlas_builder, "ATLAS_PATH", path)
+    monkeypatch.setattr(atlas_builder.write_atlas, "__defaults__", (path,))
+    assert main(["atlas", "build", "gptj", "no_such_model_type"]) == 0
+    written = json.loads(path.read_text())
+    assert written["rows"] == {name: committed["rows"][name] for name in ("gpt2", "gptj")}
+    assert written["absent"].keys() == {"no_such_model_type"}
+
+
+def test_a_model_type_that_cannot_be_built_is_absent_with_the_reason():
     atlas = build_atlas(["no_such_model_type"])
-    assert "no_such_model_type" in atlas["rows"]["no_such_model_type"]["why"]
+    assert atlas["rows"] == {}
+    assert "no_such_model_type" in atlas["absent"]["no_such_model_type"]
+
+
+def test_coverage_accounts_for_every_model_type_with_a_reason_for_each_that_has_no_row(committed):
+    import transformers
+
+    report = atlas_coverage()
+    types = report["types"]
+    assert set(types) == set(atlas_builder.all_model_types())
+    assert sum(report["counts"].values()) == len(types)
+    assert all(says["class"] in CLASSIFIED[:2] or says["why"] for says in types.values())
+    classified = sum(says["class"] in CLASSIFIED for says in types.values())
+    assert report["coverage"] == classified / report["normed"]
+    assert types["llama"]["class"] == CLASSIFIED[0]
+    assert types["resnet"]["class"] == "no normed residual stream"
+    if transformers.__version__ == committed["transformers"]:
+        assert not committed["rows"].keys() & committed["absent"].keys()
+        assert report["coverage"] > 0.6
 
 
 def test_unknown_model_types_are_refused():

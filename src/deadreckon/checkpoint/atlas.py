@@ -147,6 +147,19 @@ def model_types() -> tuple[str, ...]:
     return tuple(sorted(_rows()))
 
 
+def why_absent(model_type: Any) -> str | None:
+    """Why a model type of transformers has no row.
+
+    Args:
+        model_type: transformers' name.
+
+    Returns:
+        What the builder met; None where there is a row, or the builder never met the name.
+    """
+    reasons: Mapping[str, str] = _document()["absent"]
+    return reasons.get(model_type) if isinstance(model_type, str) else None
+
+
 def gguf_naming() -> Mapping[str, Any]:
     """How GGUF files name norms and say their kind: the atlas's ``gguf`` section."""
     naming: Mapping[str, Any] = _document()["gguf"]

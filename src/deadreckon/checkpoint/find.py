@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deadreckon.checkpoint.adapter import adapter_note
-from deadreckon.checkpoint.atlas import Architecture, NormRow, StackRow, lookup, lookup_text
+from deadreckon.checkpoint.atlas import Architecture, NormRow, StackRow, lookup, lookup_text, why_absent
 from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.checkpoint.gguf_norms import gguf_architecture
 from deadreckon.checkpoint.naming import GAINS, SHIFTS, canonical, in_block, layer_order, matches, with_last
@@ -78,6 +78,8 @@ class _Finder:
             if adapter := adapter_note(self.checkpoint.path):
                 raise UsageError(f"{self.checkpoint.path}: {adapter}. Of norms, {self._choices()}")
             what = f"the atlas does not know the architecture {name!r}" if name else "there is no config naming one"
+            if why := why_absent(name):
+                what += f" (when it was built: {why})"
             raise UsageError(f"{self.checkpoint.path}: {what}; {self._choices()}")
         norms = self._ends_of(self.architecture)
         if not norms and (text := lookup_text(self.checkpoint.config)) is not None:

@@ -1,17 +1,15 @@
 """Builds the atlas: one row an architecture, written by probing tiny instances of the real modules.
 
-Run ``python -m deadreckon.forward.atlas_builder`` to write the committed file anew, with ``--check`` to compare it with
-the installed transformers instead, with model types as arguments to do so for these alone.
+``deadreckon atlas build`` writes the committed file anew, ``deadreckon atlas check`` compares it with the installed
+transformers.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,9 @@ from deadreckon.forward.variant import Variant, behaviour
 
 Row = dict[str, Any]
 
-COMMAND = "python -m deadreckon.forward.atlas_builder"
+COMMAND = "deadreckon atlas build"
+
+_LONGEST_REASON = 160
 
 # Settings are changed one by one; these are published combinations of several.
 COMBINATIONS: dict[str, tuple[dict[str, Any], ...]] = {
@@ -86,18 +86,38 @@ def build_atlas(model_types: Iterable[str], *, progress: Callable[[str], None] =
         progress: told each model type and what came of it.
 
     Returns:
-        Header and rows, ready for `write_atlas`. A row that could not be built has no stacks and says why.
+        Header and rows, ready for `write_atlas`; under ``absent`` the model types that have no row, with the reason.
     """
     import transformers
 
-    rows = {}
+    rows, absent = {}, {}
     for model_type in sorted(set(model_types)):
         try:
-            rows[model_type] = build_row(model_type)
+            row = build_row(model_type)
         except Exception as error:  # one architecture that fails must not cost the others
-            rows[model_type] = {"stacks": [], "why": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
-        progress(f"{model_type}: {rows[model_type].get('why', 'ok')}")
-    return {"schema": SCHEMA, "transformers": transformers.__version__, "command": COMMAND, "gguf": GGUF, "rows": rows}
+            why: str | None = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+        else:
+            why = _why_open(row)
+        if why is None:
+            rows[model_type] = row
+        else:
+            absent[model_type] = why
+        progress(f"{model_type}: {why or 'ok'}")
+    head = {"schema": SCHEMA, "transformers": transformers.__version__, "command": COMMAND, "gguf": GGUF}
+    return {**head, "absent": absent, "rows": rows}
+
+
+def _why_open(row: Row) -> str | None:
+    """Why a row decides nothing; None: it does."""
+    # A stream that was not seen to end in a norm may still do so, in one that probing does not recognise. That it ends
+    # without one is believed where probing recognised the norms of its blocks and it was seen what makes the stream.
+    stacks = row["stacks"]
+    main = stacks[0] if stacks else row
+    if any(stack["norm"] for stack in stacks):
+        return None
+    if main.get("placement") and re.match("the last block|.*Linear|.*out of a norm's output", main["why"]):
+        return None
+    return f"no norm was recognised at its end: {main.get('why')}"[:_LONGEST_REASON]
 
 
 def write_atlas(atlas: Mapping[str, Any], path: Path = ATLAS_PATH) -> None:
@@ -271,32 +291,53 @@ def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the atlas, or check it.
+def all_model_types() -> list[str]:
+    """The names of all model types of the installed transformers, sorted."""
+    from transformers import CONFIG_MAPPING
+
+    return sorted(CONFIG_MAPPING.keys())
+
+
+def update(model_types: Iterable[str], *, progress: Callable[[str], None] = lambda _: None) -> None:
+    """Build rows and write them into the committed atlas, in place of those it had of the same names.
 
     Args:
-        arguments: the command line; None: the process's own.
+        model_types: transformers' names.
+        progress: told each model type and what came of it.
+    """
+    _work_offline()
+    atlas, old = build_atlas(model_types, progress=progress), committed()
+    rows = {name: row for name, row in old["rows"].items() if name not in atlas["absent"]} | atlas["rows"]
+    absent = {name: why for name, why in (old["absent"] | atlas["absent"]).items() if name not in rows}
+    write_atlas(atlas | {"absent": absent, "rows": rows})
+
+
+def check(
+    model_types: Iterable[str] = (), *, progress: Callable[[str], None] = lambda _: None
+) -> tuple[list[str], int]:
+    """Build rows again and compare them with the committed ones; nothing is written.
+
+    Args:
+        model_types: transformers' names; none: those of all committed rows.
+        progress: told each model type and what came of it.
 
     Returns:
-        Exit code: 0, or 1 when a check found drift.
+        One line a difference, and the number of rows compared.
     """
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
-    parser.add_argument("model_types", nargs="*", help="rows to build (default: those of the committed atlas)")
-    parser.add_argument("--check", action="store_true", help="compare with the committed atlas and write nothing")
-    options = parser.parse_args(arguments)
+    _work_offline()
+    rows = committed()["rows"]
+    atlas = build_atlas(model_types or rows, progress=progress)
+    lost = [f"{name}: has a row, but {why}" for name, why in atlas["absent"].items() if name in rows]
+    return lost + drift(rows, atlas["rows"]), len(atlas["rows"]) + len(lost)
+
+
+def committed() -> Row:
+    """The committed atlas, empty where there is none."""
+    empty: Row = {"absent": {}, "rows": {}}
+    return empty | json.loads(ATLAS_PATH.read_text(encoding="utf-8")) if ATLAS_PATH.exists() else empty
+
+
+def _work_offline() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"  # nothing here may depend on a download
     os.environ["TRANSFORMERS_VERBOSITY"] = "error"
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    committed = json.loads(ATLAS_PATH.read_text(encoding="utf-8"))["rows"] if ATLAS_PATH.exists() else {}
-    chosen = options.model_types or sorted(committed)
-    atlas = build_atlas(chosen, progress=lambda line: print(line, file=sys.stderr))
-    if options.check:
-        lines = drift(committed, atlas["rows"])
-        print("\n".join(lines) or f"{len(chosen)} rows agree", file=sys.stderr)
-        return 1 if lines else 0
-    write_atlas(atlas | {"rows": committed | atlas["rows"]})
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
