@@ -43,7 +43,7 @@ def _engine() -> list[list[str]]:
 
 def _fisher() -> list[list[str]]:
     heads = ["model", "dtype", "sites", "dead", "with remedy, at most", "without, at least", "dead without remedy"]
-    rows = [[*heads, "largest |naive/(c² E Var) − 1|", "control"], ["---"] * (len(heads) + 2)]
+    rows = [[*heads, "naive/(c² E Var) off 1 by", "control"], ["---"] * (len(heads) + 2)]
     for row in [*_figures("fisher_shapes_h200"), *_figures("fisher_trained")]:
         kernels, controls = row["with_kernel"], [f"{ratio:.2f}" for ratio in row["control_ratios"]]
         dead = [f"{row['dead_as_predicted']} of {kernels}", str(row["naive_dead_too"])] if kernels else ["–", "–"]
