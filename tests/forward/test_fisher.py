@@ -128,6 +128,7 @@ def test_an_image_classifier_reads_one_token_and_needs_derivatives():
     assert not site.direct
     assert bench.metric == "softmax"
     assert sum(part.count for part in bench.parts) == 3
+    assert len(bench.parts[-1].shortened(2).through(bench.model)()) == 1
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neox", "opt"])
@@ -262,6 +263,14 @@ def test_masked_tokens_do_not_count_and_portions_do_not_matter():
     whole = figures(cut)
     for other in (figures(padded), figures(cut, batch_size=1), figures(padded, batch_size=2)):
         assert other.random == pytest.approx(whole.random, rel=1e-9)
+    # Padded on the left, and a first row of nothing else: fewer tokens than a row is long.
+    left = torch.cat([torch.zeros_like(ids[:1]), ids[:1].roll(4, 1)])
+    left_mask = torch.zeros_like(left)
+    left_mask[1, 4:] = 1
+    calibration = Calibration("own", lambda: iter([{"input_ids": left, "attention_mask": left_mask}]))
+    bench = Bench(model, "layers.1.mlp", calibration=calibration, tokens=6)
+    assert sum(part.count for part in bench.parts) == 6
+    assert len(bench.parts[0].shortened(4).through(model)()) > 0
     mask[:, 8:] = 1  # the deliberately wrong mask
     assert figures(padded).random != pytest.approx(whole.random, rel=1e-3)
 

@@ -74,12 +74,14 @@ class Portion:
         return outputs
 
     def shortened(self, tokens: int) -> Portion:
-        """The first row, of text the first tokens."""
-        inputs, keep = dict(Rows.of(self.inputs).take([0])), self.keep
-        if keep is not None:
-            keep = keep[:1] if keep.dim() > 1 else keep
-        if (_text_length(inputs) or 0) > tokens:
-            inputs = {k: v[:, :tokens] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in inputs.items()}
+        """One row that counts, of text its first tokens where these do."""
+        rows, keep = Rows.of(self.inputs), self.keep
+        row = 0 if keep is None or not rows.divisible else int(keep.reshape(rows.count, -1).any(1).nonzero()[0])
+        inputs = dict(rows.take([row]))
+        if keep is not None and rows.divisible:
+            keep = keep[row : row + 1]
+        if (_text_length(inputs) or 0) > tokens and (keep is None or bool(keep[:, :tokens].any())):
+            inputs = _cut(inputs, tokens)
             keep = None if keep is None else keep[:, :tokens]
         return replace(self, inputs=inputs, keep=keep, norm_inputs=None)
 
@@ -119,8 +121,9 @@ def portions(
                 return
             needed = _rows_for(left, length, main_mask(model, batch), start)
             part = dict(rows.take(range(start, min(start + min(together, needed or together), rows.count))))
-            if length and left < length:
-                part = {k: v[:, :left] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in part.items()}
+            mask = main_mask(model, part)
+            if length and left < length and (mask is None or bool(mask.all())):
+                part = _cut(part, left)
             portion = _ran(model, {**extra, **placed(part, device)}, left, norm)
             left -= portion.count
             if portion.count:
@@ -171,6 +174,11 @@ def _rows_for(left: int, length: int | None, mask: Tensor | None, start: int) ->
         return None if length is None else -(-left // length)
     enough = (mask[start:].sum(-1).cumsum(0) >= left).nonzero()
     return int(enough[0]) + 1 if len(enough) else None
+
+
+def _cut(inputs: Mapping[str, Any], tokens: int) -> dict[str, Any]:
+    """The first tokens of a text."""
+    return {k: v[:, :tokens] if isinstance(v, Tensor) and v.dim() == 2 else v for k, v in inputs.items()}
 
 
 def _text_length(batch: Mapping[str, Any]) -> int | None:
