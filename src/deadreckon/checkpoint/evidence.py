@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from deadreckon.checkpoint.adapter import adapter_note
-from deadreckon.checkpoint.atlas import gguf_naming, lookup
+from deadreckon.checkpoint.atlas import gguf_naming, lookup, why_absent
 from deadreckon.checkpoint.format import Checkpoint
 from deadreckon.checkpoint.naming import canonical
 from deadreckon.checkpoint.places import RemotePath
@@ -61,7 +61,8 @@ def of_architecture(config: Mapping[str, Any]) -> Evidence:
     """
     name, row = config.get("model_type"), lookup(config)
     if row is None or not row.stacks:
-        seen = f"{name} is not in the atlas" if name else "the files name no architecture"
+        why = why_absent(name)
+        seen = f"{name} is not in the atlas{f': {why}' if why else ''}" if name else "the files name no architecture"
         return Evidence(name="architecture", says="undetermined", strength="weak", value=seen)
     final = row.final
     return Evidence(
