@@ -19,7 +19,7 @@ from deadreckon.forward.outputs import Outputs
 from deadreckon.forward.reference import ReferenceNorm
 from deadreckon.forward.replacing import Replace, replaced
 from deadreckon.forward.sites import Site, weight_of
-from deadreckon.forward.steps import Outer, Step, frobenius_norm
+from deadreckon.forward.steps import Step, frobenius_norm
 
 SIZES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Sizes of steps, in units of the norm of the parameters that move."""
@@ -136,8 +136,8 @@ class _Mover:
         self.errors = {path: [] for path in self.readers}
         once = all(len(calls) == 1 for calls in self.calls.values())  # then what enters the norm stays as it was
         norm = self.norm
-        if step.shift is not None and self.site.shift_name is not None:
-            norm = _displaced(self.norm, {self.site.shift_name: lambda shift: shift + _like(shift, step.shift)})
+        if (moved_shift := step.shift) is not None and self.site.shift_name is not None:
+            norm = _displaced(self.norm, {self.site.shift_name: lambda shift: shift + moved_shift.to(shift)})
 
         def at_norm(_: nn.Module, given: Tensor, made: Tensor) -> Tensor:
             self.true = None if once else self._true(given)
@@ -171,10 +171,8 @@ class _Mover:
         return self.reference(given.reshape(-1, given.shape[-1]))[0] + self.reference.shift
 
     def _call(self, path: str, given: Tensor) -> _Call:
-        y = given.double()
-        if (
-            self.true is not None and len(self.true) == given.shape[:-1].numel()
-        ):  # else some of the tokens: as they came
+        y = given.double()  # what a reader of some of the tokens was given is taken as it came
+        if self.true is not None and len(self.true) == given.shape[:-1].numel():
             y = self.true.reshape(given.shape)
         exact, bias = self._product(path, y), getattr(self.model.get_submodule(path), "bias", None)
         return _Call(y, exact if bias is None else exact + bias.detach().to(exact))
@@ -185,8 +183,7 @@ class _Mover:
         if step.shift is not None:
             y, made = y + step.shift.to(y), made + self.by_shift[path] * length
         weight, bias = step.weights.get(path), step.biases.get(path)
-        if isinstance(weight, Outer):
-            made = made + (y @ weight.right.to(y))[..., None] * weight.left.to(y)
+        made = made if weight is None else made + weight.respond(y).to(made)
         return made if bias is None else made + bias.to(made)
 
     def _by_shift(self, path: str, shift: Tensor) -> Tensor:
@@ -206,12 +203,8 @@ class _Mover:
             input_first = self.readers[path].input_first
             moves["weight"] = lambda value: weight.added(value.T).T if input_first else weight.added(value)
         if (bias := step.biases.get(path)) is not None:
-            moves["bias"] = lambda value: value + _like(value, bias)
+            moves["bias"] = lambda value: value + bias.to(value)
         return _displaced(self.model.get_submodule(path), moves)
-
-
-def _like(value: Tensor, step: Tensor | None) -> Tensor:
-    return torch.zeros_like(value) if step is None else step.to(value)
 
 
 def _displaced(module: nn.Module, moves: Mapping[str, Callable[[Tensor], Tensor]]) -> nn.Module:

@@ -45,7 +45,6 @@ class Site:
             way: no bias, and something besides linear maps sees the norm).
         has_kernel: whether the norm has one.
         virtual: whether a weight serves elsewhere too, so that the step is one of an untied copy.
-        makes_logits: whether the reader is the head.
         direct: whether the logits can be had from the norm's input alone, by norm and head.
     """
 
@@ -60,7 +59,6 @@ class Site:
     remedy: str
     has_kernel: bool
     virtual: bool
-    makes_logits: bool
     direct: bool
 
 
@@ -193,7 +191,6 @@ class _Norm:
             remedy=remedy,
             has_kernel=has_kernel,
             virtual=any(uses[id(weight_of(self.model, m))] > 1 for m in moved),
-            makes_logits=head,
             direct=head and self._is_direct(moved[0]),
         )
 

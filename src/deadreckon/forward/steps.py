@@ -19,6 +19,10 @@ class Outer:
     left: Tensor
     right: Tensor
 
+    def respond(self, y: Tensor) -> Tensor:
+        """The matrix times every token, float64."""
+        return (y.double() @ self.right.to(y.device))[..., None] * self.left.to(y.device)
+
     def added(self, weight: Tensor) -> Tensor:
         """A weight of shape (out, d) plus the matrix, in the weight's dtype."""
         return weight.addr(self.left.to(weight), self.right.to(weight))
