@@ -1,0 +1,1 @@
+"""Results as charts on one self-contained page. Sees records, never a model."""

@@ -1,0 +1,1 @@
+"""Many models: sweeps, their store, and the table of full-size models."""
