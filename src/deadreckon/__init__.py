@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deadreckon.forward.spectrum import Eigensolver, register_eigensolver
     from deadreckon.kernel.norm import NormKind, register_norm_kind
     from deadreckon.kernel.subspace import DeadSubspace
+    from deadreckon.render.report import Report, report
     from deadreckon.results.census import Census
     from deadreckon.results.diff import Difference
     from deadreckon.results.fisher import Fisher
@@ -54,6 +55,7 @@ _HOMES = {
     "NormKind": "kernel.norm",
     "Probe": "results.probe",
     "Reading": "results.reading",
+    "Report": "render.report",
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
@@ -69,6 +71,7 @@ _HOMES = {
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
     "register_norm_kind": "kernel.norm",
+    "report": "render.report",
     "trace": "verbs.trace",
 }
 
@@ -87,6 +90,7 @@ __all__ = [
     "NormKind",
     "Probe",
     "Reading",
+    "Report",
     "Trace",
     "census",
     "classify",
@@ -102,6 +106,7 @@ __all__ = [
     "register_eigensolver",
     "register_format",
     "register_norm_kind",
+    "report",
     "trace",
 ]
 
