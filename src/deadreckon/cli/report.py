@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from deadreckon.render.report import Report
 
 REPORT_FILE = Path("deadreckon-report.html")
 _PATH = click.Path(path_type=Path)
@@ -33,16 +29,10 @@ def report(places: tuple[Path, ...], out: Path, png: Path | None, svg: Path | No
     command = shlex.join(["deadreckon", "report", *map(str, places)])
     made = make(*places, title=title, command=command)
     made.save(out)
-    images = [
-        path for kind, folder in (("png", png), ("svg", svg)) if folder for path in made.save_images(folder, kind)
-    ]
+    folders = {kind: folder for kind, folder in (("png", png), ("svg", svg)) if folder is not None}
+    images = [path for kind, folder in folders.items() for path in made.save_images(folder, kind)]
     if not quiet:
-        say(made, out)
-        if images:
-            click.echo(f"charts: {len(images)} images in {', '.join(str(folder) for folder in (png, svg) if folder)}")
-
-
-def say(made: Report, out: Path, *, err: bool = False) -> None:
-    """What a report says, and where it is."""
-    click.echo(made.headline, err=err)
-    click.echo(f"report: {out}", err=err)
+        click.echo(made.headline)
+        click.echo(f"report: {out}")
+        if folders:
+            click.echo(f"charts: {len(images)} images in {', '.join(dict.fromkeys(map(str, folders.values())))}")
