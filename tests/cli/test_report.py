@@ -23,7 +23,7 @@ def test_a_store_becomes_a_page(called, store, tmp_path):
     page = tmp_path / "r.html"
     code, out, err = called("report", store, "-o", page, "--title", "Our runs")
     assert (code, err) == (0, "")
-    assert out.startswith("In 5 of 5 LayerNorm measurements")
+    assert out.startswith("In 5 of 5 measurements")
     assert out.endswith(f"report: {page}\n")
     text = page.read_text(encoding="utf-8")
     assert "<title>Our runs</title>" in text

@@ -1,10 +1,11 @@
-// Draws the charts one after another, those in view first come first; a chart that fails says so in its place.
+// Draws the charts one after another, from the top; a chart that fails says so in its place.
 "use strict";
 document.documentElement.classList.add("js");
 (async () => {
   const store = document.getElementById("charts");
   if (store) {
     const { config, charts } = JSON.parse(store.textContent);
+    if (innerWidth < 560) config.legend.columns = 1;
     for (const [name, spec] of Object.entries(charts)) {
       const place = document.getElementById("chart-" + name);
       try {

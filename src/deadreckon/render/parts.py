@@ -8,6 +8,9 @@ from typing import Any
 
 from deadreckon.render.markup import Html, element, fragment
 
+LONG = 32
+"""Rows beyond which a table is folded."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -65,7 +68,7 @@ def paragraph(*children: str, class_: str | None = None) -> Html:
 
 
 def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], *, stacked: bool = False) -> Html:
-    """A table whose first column names its rows; it scrolls by itself where it is too wide.
+    """A table whose first column names its rows; it scrolls by itself where it is too wide, and is folded if long.
 
     Args:
         caption: what it is of.
@@ -90,13 +93,14 @@ def table(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]]
         )
     made = element(
         "table",
-        element("caption", caption),
+        element("caption", element("span", caption)),
         element("thead", element("tr", head)),
         element("tbody", *body),
         class_="stacked" if stacked else None,
         role=roles["table"],
     )
-    return element("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    scrolled = element("div", made, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    return scrolled if len(rows) <= LONG else folded(f"{caption}: {len(rows)} rows", scrolled)
 
 
 def folded(summary: str, *children: str) -> Html:

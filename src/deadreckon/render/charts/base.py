@@ -11,6 +11,7 @@ import altair as alt
 from deadreckon.render.markup import visible
 
 HEIGHT = 240
+_ROOM = 1.5  # between a mark and the end of a logarithmic axis
 Row = Mapping[str, Any]
 
 
@@ -53,8 +54,8 @@ def named(names: Sequence[str]) -> alt.Scale:
 def decades(values: Sequence[float], lowest: float = 1e-20) -> tuple[float, float]:
     """Ends of a logarithmic axis, whole decades around positive values; those below `lowest` are left to its edge."""
     positive = [max(value, lowest) for value in values if value > 0] or [1e-1]
-    low = next(exponent for exponent in range(40, -330, -1) if 10.0**exponent <= min(positive))
-    high = next(exponent for exponent in range(low + 1, 309) if 10.0**exponent >= max(positive))
+    low = next(exponent for exponent in range(40, -330, -1) if 10.0**exponent <= min(positive) / _ROOM)
+    high = next(exponent for exponent in range(low + 1, 309) if 10.0**exponent >= max(positive) * _ROOM)
     return 10.0**low, 10.0**high
 
 

@@ -26,6 +26,7 @@ def profile(rows: Sequence[Row], events: Sequence[Row], *, colours: Colours) -> 
         The chart.
     """
     low, high = decades([row["value"] for row in rows])
+    high = 10 * high if events else high  # room for their names
     last = max(row["block"] for row in rows)
     x = alt.X(
         "block:Q",

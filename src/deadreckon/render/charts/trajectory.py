@@ -19,8 +19,8 @@ def trajectory(
     Args:
         rows: ``model``, ``step`` and ``value``.
         names: models, for the legend.
-        title: of the vertical axis.
-        logarithmic: whether that is logarithmic, too.
+        title: what the value is, for who hovers; the chart's own title says it.
+        logarithmic: whether the vertical axis is logarithmic, too.
         colours: for light, dark or the page.
 
     Returns:
@@ -28,10 +28,10 @@ def trajectory(
     """
     last = max(row["step"] for row in rows)
     ticks = [0, *(10**k for k in range(12) if 10**k <= last)]
-    kind = alt.Scale(type="log", nice=True) if logarithmic else alt.Scale(zero=False, nice=True)
+    kind = alt.Scale(type="log" if logarithmic else "linear", zero=False, nice=False, padding=10)
     known = [visible(name) for name in names]
     hues = [colours.series[k % len(colours.series)] for k in range(len(names))]
-    dashes = [_DASHES[k // len(colours.series) % len(_DASHES)] for k in range(len(names))]
+    dashes = [_DASHES[k % len(_DASHES)] for k in range(len(names))]
     legend = None if len(names) == 1 else alt.Legend()
     chart: alt.Chart = (
         alt.Chart(data(rows))
@@ -39,10 +39,10 @@ def trajectory(
         .encode(
             x=alt.X(
                 "step:Q",
-                scale=alt.Scale(type="symlog", constant=1, nice=False),
-                axis=alt.Axis(title="training step", values=ticks, format="~s", grid=False, labelOverlap="greedy"),
+                scale=alt.Scale(type="symlog", constant=1, nice=False, padding=8),
+                axis=alt.Axis(title="training step", values=ticks, labelExpr=_STEPS, grid=False, labelOverlap="greedy"),
             ),
-            y=alt.Y("value:Q", scale=kind, axis=alt.Axis(title=title, tickCount=6, format="~g")),
+            y=alt.Y("value:Q", scale=kind, axis=alt.Axis(title=None, tickCount=6, format="~g")),
             color=alt.Color("model:N", scale=alt.Scale(domain=known, range=hues), legend=legend, title=None),
             strokeDash=alt.StrokeDash(
                 "model:N", scale=alt.Scale(domain=known, range=dashes), legend=legend, title=None
@@ -59,4 +59,5 @@ def trajectory(
     return chart
 
 
+_STEPS = "datum.value >= 1000 ? format(datum.value / 1000, ',') + 'k' : format(datum.value, 'd')"
 _DASHES = [[1, 0], [6, 3], [2, 2]]

@@ -13,7 +13,8 @@ from deadreckon.render.gather import Findings
 from deadreckon.render.labels import labels
 from deadreckon.render.markup import Html
 from deadreckon.render.parts import Column, Figure, Section, badge, paragraph, table
-from deadreckon.render.words import cosine, counted, number, of
+from deadreckon.render.runs import last_steps
+from deadreckon.render.words import cosine, counted, listed, number, of
 from deadreckon.results.measurement import Figures, Measurement
 
 _COLUMNS = [
@@ -30,6 +31,7 @@ _COLUMNS = [
     Column("in float64", numbers=True),
     Column("protocol"),
 ]
+_FEW = 3
 MOST = 60
 """Models in the chart."""
 
@@ -46,7 +48,7 @@ def section(findings: Findings) -> Section | None:
         return None
     names = labels(entries)
     named = list(zip(names, (entry.record for entry in entries), strict=True))
-    shown = named[:MOST]
+    shown = [(name, entry.record) for name, entry in last_steps(list(zip(names, entries, strict=True)))][:MOST]
     draw = partial(chart.alignment, [row for each in shown for row in _rows(*each)], names=[name for name, _ in shown])
     says = (
         "1: the direction that the parameters predict is the one without variance. An RMSNorm predicts none; its γ⁻¹ "
@@ -108,26 +110,27 @@ def _notes(named: list[tuple[str, Measurement]]) -> Iterator[tuple[str, str]]:
 def _digest(named: list[tuple[str, Measurement]]) -> str:
     """The headline: how many norms did what their parameters say."""
     voided = [name for name, record in named if record.protocol.status != "ok"]
-    sound = [record for _, record in named if record.protocol.status == "ok"]
-    kernels = [record for record in sound if record.kernel_dim]
-    controls = [record for record in sound if not record.kernel_dim]
+    kernels = [(name, record) for name, record in named if record.protocol.status == "ok" and record.kernel_dim]
+    controls = [(name, record) for name, record in named if record.protocol.status == "ok" and not record.kernel_dim]
     parts = []
     if kernels:
-        held = sum(aligned(record) for record in kernels)
-        noun = "LayerNorm measurement" if all(record.kind == "layernorm" for record in kernels) else "measurement"
-        parts.append(
-            f"In {of(held, len(kernels), noun)} the directions that the parameters predict are those without variance."
-        )
-        further = sum(record.algebraic_dead + record.learned_dead - record.kernel_dim for record in kernels)
+        where = _where(kernels, [aligned(record) for _, record in kernels])
+        parts.append(f"In {where} the directions that the parameters predict are those without variance.")
+        further = sum(record.algebraic_dead + record.learned_dead - record.kernel_dim for _, record in kernels)
         if further > 0:
-            explained = sum(record.algebraic_dead - record.kernel_dim for record in kernels)
-            parts.append(
-                f"Beyond the kernel {counted(further, 'direction is', 'directions are')} dead; the gains explain "
-                f"{explained} of them."
-            )
+            explained = sum(record.algebraic_dead - record.kernel_dim for _, record in kernels)
+            more = counted(further, "further direction is", "further directions are")
+            parts.append(f"Beyond the exact kernel {more} dead; the gains explain {explained} of them.")
     if controls:
-        clear = of(sum(not record.lambda_dead_at_floor for record in controls), len(controls), "measurement")
-        parts.append(f"RMSNorm leaves no such direction: in {clear} there is variance along γ⁻¹.")
+        where = _where(controls, [not record.lambda_dead_at_floor for _, record in controls])
+        parts.append(f"RMSNorm leaves no such direction: in {where} there is variance along γ⁻¹.")
     if voided:
         parts.append(f"The protocol check failed for {counted(len(voided), 'measurement')}.")
     return " ".join(parts)
+
+
+def _where(named: list[tuple[str, Measurement]], held: list[bool]) -> str:
+    """Names, where they are few and all of them held; else how many did."""
+    if all(held) and len(named) <= _FEW:
+        return listed([name for name, _ in named])
+    return of(sum(held), len(named), "measurement")

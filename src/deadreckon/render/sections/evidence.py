@@ -5,7 +5,7 @@ from __future__ import annotations
 from deadreckon.render.gather import Findings
 from deadreckon.render.markup import Html, element, fragment
 from deadreckon.render.parts import Column, Section, paragraph, table
-from deadreckon.render.words import counted
+from deadreckon.render.words import of
 from deadreckon.results.reading import Classifications, Evidence
 
 
@@ -29,7 +29,7 @@ def section(findings: Findings) -> Section | None:
         "conclusion is told, not averaged away: it is how a converted or mislabelled checkpoint shows."
     )
     odd = sum(bool(result.contradictions) for result in results)
-    digest = f"{counted(odd, 'checkpoint')} of {len(results)} classified shows contradicting evidence." if odd else ""
+    digest = f"Evidence of {of(odd, len(results), 'classified checkpoint')} contradicts itself." if odd else ""
     return Section(
         "evidence",
         "LayerNorm or RMSNorm: the evidence",

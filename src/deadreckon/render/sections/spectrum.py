@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 from deadreckon.render.charts.spectrum import spectrum
-from deadreckon.render.gather import Entry, Findings
+from deadreckon.render.gather import Findings
 from deadreckon.render.labels import labels
 from deadreckon.render.parts import Figure, Section, paragraph
+from deadreckon.render.runs import last_steps
 from deadreckon.render.words import counted, power
 from deadreckon.results.measurement import Eigenvalues, Measurement
 
@@ -22,7 +22,7 @@ def section(findings: Findings) -> Section | None:
     """A chart a measurement: its eigenvalues, the dead subspace and the floor."""
     entries = findings.of(Measurement)
     named = [(name, entry) for name, entry in zip(labels(entries), entries, strict=True) if entry.record.spectrum]
-    chosen = _last_steps(named)
+    chosen = last_steps(named)
     if not chosen:
         return None
     blocks = [
@@ -38,18 +38,6 @@ def section(findings: Findings) -> Section | None:
         )
     figures = [_figure(k, name, entry.record) for k, (name, entry) in enumerate(chosen[:MOST])]
     return Section("spectrum", "Spectra", [*blocks, *figures])
-
-
-def _last_steps(named: Sequence[tuple[str, Entry[Measurement]]]) -> list[tuple[str, Entry[Measurement]]]:
-    """Of a run with checkpoints the last one; all others."""
-    last: dict[tuple[Any, ...], tuple[str, Entry[Measurement]]] = {}
-    for k, (name, entry) in enumerate(named):
-        record = entry.record
-        run = (record.model, record.affine, record.seed, record.environment.dtype, record.norm, record.data)
-        key = (k,) if entry.step is None else run
-        if key not in last or (entry.step or 0) >= (last[key][1].step or 0):
-            last[key] = (name, entry)
-    return list(last.values())
 
 
 def _figure(index: int, name: str, record: Measurement) -> Figure:

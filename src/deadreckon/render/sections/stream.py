@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from deadreckon.render.charts import profile as chart
-from deadreckon.render.gather import Findings
+from deadreckon.render.gather import Entry, Findings
 from deadreckon.render.labels import labels
 from deadreckon.render.markup import Html
 from deadreckon.render.parts import Column, Figure, Section, badge, paragraph, table
+from deadreckon.render.runs import last_steps
 from deadreckon.render.words import counted, listed, number
 from deadreckon.results.trace import Stream, Trace
 
@@ -21,12 +22,8 @@ MOST = 36
 def section(findings: Findings) -> Section | None:
     """A profile a stream, with its verdict and the falls named."""
     entries = findings.of(Trace)
-    traces = [(name, entry.record) for name, entry in zip(labels(entries), entries, strict=True)]
-    streams = [
-        (name if len(trace.streams) == 1 else f"{name}, {stream.role}", stream)
-        for name, trace in traces
-        for stream in trace.streams
-    ]
+    named = list(zip(labels(entries), entries, strict=True))
+    streams, drawn = _streams(named), _streams(last_steps(named))
     if not streams:
         return None
     blocks = [
@@ -36,22 +33,34 @@ def section(findings: Findings) -> Section | None:
             "direction of the stream was lost."
         )
     ]
-    if len(streams) > MOST:
-        blocks.append(
-            paragraph(f"Not drawn: {counted(len(streams) - MOST, 'further stream')}; the table has them all.")
-        )
-    figures = [_figure(k, name, stream) for k, (name, stream) in enumerate(streams[:MOST]) if stream.blocks]
+    if left_out := len(streams) - len(drawn[:MOST]):
+        words = counted(left_out, "stream of another step or model", "streams of other steps or models")
+        blocks.append(paragraph(f"Not drawn: {words}; the table has them all."))
+    figures = [_figure(k, name, stream) for k, (name, stream) in enumerate(drawn[:MOST]) if stream.blocks]
     tables = [_verdicts(streams)]
     if any(stream.events for _, stream in streams):
         tables.append(_events(streams))
-    return Section("stream", "Residual stream", [*blocks, *figures, *tables], _digest(traces))
+    return Section(
+        "stream",
+        "Residual stream",
+        [*blocks, *figures, *tables],
+        _digest([(name, entry.record) for name, entry in named]),
+    )
+
+
+def _streams(named: list[tuple[str, Entry[Trace]]]) -> list[tuple[str, Stream]]:
+    return [
+        (name if len(entry.record.streams) == 1 else f"{name}, {stream.role}", stream)
+        for name, entry in named
+        for stream in entry.record.streams
+    ]
 
 
 def _figure(index: int, name: str, stream: Stream) -> Figure:
     events = [{"block": e.block, "label": f"{e.kind} at block {e.block}", "says": e.says} for e in stream.events]
     draw = partial(chart.profile, list(_rows(stream)), events)
-    falls = [f"{e.kind} at block {e.block} ({_cause(e.cause)})" for e in stream.events]
-    says = f"{_verdict(stream.verdict)}: {stream.why}." + (f" {listed(falls)}." if falls else "")
+    falls = [f"block {e.block}, {e.kind}: {_cause(e.cause)}" for e in stream.events]
+    says = f"{_verdict(stream.verdict).capitalize()}: {stream.why}." + (f" At {listed(falls)}." if falls else "")
     return Figure(f"stream-{index}", name, says, draw, small=True)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from deadreckon.render.charts.trajectory import trajectory
 from deadreckon.render.gather import Entry, Findings
 from deadreckon.render.parts import Column, Figure, Section, paragraph, table
+from deadreckon.render.runs import run_name
 from deadreckon.render.words import counted, number
 from deadreckon.results.measurement import Measurement
 from deadreckon.results.reading import Reading
@@ -71,7 +72,6 @@ QUANTITIES = (
         "Below 1 some block takes from the smallest singular value of the residual stream.",
         Trace,
         _smallest_step,
-        logarithmic=True,
     ),
     Quantity(
         "smallest gain",
@@ -123,18 +123,7 @@ def _rows(quantity: Quantity, entries: list[Entry[Any]]) -> list[dict[str, Any]]
     for entry in entries:
         value = quantity.of(entry.record)
         if entry.step is not None and value is not None:
-            found.append({"model": _run(entry), "step": entry.step, "value": float(value)})
+            found.append({"model": run_name(entry), "step": entry.step, "value": float(value)})
     runs = [row["model"] for row in found]
     several = {run for run in runs if len({row["step"] for row in found if row["model"] == run}) > 1}
     return sorted((row for row in found if row["model"] in several), key=lambda row: (row["model"], row["step"]))
-
-
-def _run(entry: Entry[Any]) -> str:
-    """The model without what names its step: a revision, or a folder of checkpoints."""
-    record = entry.record
-    name: str = record.model
-    for mark in (getattr(record, "revision", None), f"step{entry.step}", f"checkpoint-{entry.step}"):
-        if mark and name.endswith(mark):
-            name = name[: -len(mark)].rstrip("@/-_")
-    extra = [getattr(record, "affine", None), f"seed {record.seed}" if getattr(record, "seed", 0) else None]
-    return ", ".join([name.rsplit("/", 1)[-1] or name, *(text for text in extra if text)])
