@@ -11,6 +11,7 @@ from made_records import census, classifications, everything, fisher, measuremen
 
 from deadreckon.errors import UnreachableError, UsageError
 from deadreckon.render import report as module
+from deadreckon.render.colours import PAGE
 
 pytest.importorskip("altair", reason="the report's packages are not installed")
 pytest.importorskip("vl_convert", reason="the report's packages are not installed")
@@ -66,14 +67,12 @@ def test_a_collapse_is_named_in_words_chart_and_table():
     made = report(trace(collapsed=True))
     page = made.to_html()
     assert "At block 3, collapsed: branch cancellation." in page
-    spec = next(figure for figure in made.figures).chart(colours=_page_colours()).to_json(validate=False)
-    assert "collapsed at block 3" in spec
+    assert "collapsed at block 3" in str(made.figures[0].spec(PAGE))
 
 
-def _page_colours():
-    from deadreckon.render.colours import PAGE
-
-    return PAGE
+@pytest.mark.parametrize("figure", report(*everything()).figures, ids=lambda figure: figure.name)
+def test_every_chart_is_valid_vega_lite(figure):
+    assert figure.chart(colours=PAGE).to_dict(validate=True)["$schema"].startswith("https://vega.github.io/schema/")
 
 
 def test_the_policy_allows_the_pages_own_scripts_and_no_request():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from deadreckon.render.colours import LIGHT, look
 from deadreckon.render.markup import visible
@@ -30,7 +29,7 @@ def images(figures: list[Figure], kind: str) -> Iterator[tuple[str, bytes]]:
     import vl_convert
 
     for number, figure in enumerate(figures, 1):
-        spec: dict[str, Any] = figure.chart(colours=LIGHT).to_dict(validate=False)
+        spec = figure.spec(LIGHT)
         spec["config"] = {**look(LIGHT), "background": LIGHT.paper}
         spec["width"], spec["padding"] = _WIDTH, 16
         spec["title"] = {

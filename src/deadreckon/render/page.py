@@ -69,9 +69,7 @@ def page(title: str, headline: str, sections: Sequence[Section], command: str) -
     )
     header = element("header", element("h1", title), paragraph(headline, class_="headline"), no_script, hint, contents)
     footer = element("footer", paragraph(f"Made by deadreckon {__version__}: ", element("code", command)))
-    charts = {figure.name: figure.chart(colours=PAGE).to_dict(validate=False) for figure in figures}
-    for spec in charts.values():
-        del spec["$schema"], spec["config"]
+    charts = {figure.name: figure.spec(PAGE) for figure in figures}
     data = {"config": look(PAGE), "charts": charts}
     scripts = [
         element("script", script_data(data), id="charts", type="application/json"),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deadreckon.render.colours import Colours
 from deadreckon.render.markup import Html, element, fragment
 
 LONG = 32
@@ -29,6 +30,21 @@ class Figure:
     says: str
     chart: Callable[..., Any]
     small: bool = False
+
+    def spec(self, colours: Colours) -> dict[str, Any]:
+        """The chart in Vega-Lite's JSON, without a config of its own.
+
+        Args:
+            colours: for light, dark or the page.
+
+        Returns:
+            The specification. It is not validated again: that every chart is valid is what the tests are for.
+        """
+        from altair.utils.schemapi import debug_mode
+
+        with debug_mode(False):
+            spec: dict[str, Any] = self.chart(colours=colours).to_dict(validate=False)
+        return {key: value for key, value in spec.items() if key not in {"$schema", "config"}}
 
 
 @dataclass(frozen=True)

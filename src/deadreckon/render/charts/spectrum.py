@@ -51,9 +51,15 @@ def spectrum(rows: Sequence[Row], *, size: int, dead: int, tau: float, colours: 
         return alt.Y(f"{key}:Q", scale=value, axis=power_axis("eigenvalue / mean", (low, high)))
 
     def points(key: str, size: int) -> alt.Chart:
-        name = _SERIES[key][0]
-        marks: alt.Chart = base.mark_point(size=size, strokeWidth=1.3).encode(
-            y(key), color=alt.ColorDatum(name, scale=colour), shape=alt.ShapeDatum(name, scale=shape), tooltip=tooltip
+        marks: alt.Chart = (
+            base.transform_calculate(series=f"'{_SERIES[key][0]}'")
+            .mark_point(size=size, strokeWidth=1.3)
+            .encode(
+                y(key),
+                color=alt.Color("series:N", scale=colour, title=None),
+                shape=alt.Shape("series:N", scale=shape, title=None),
+                tooltip=tooltip,
+            )
         )
         return marks
 
