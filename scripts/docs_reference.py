@@ -50,6 +50,7 @@ PAGES = (
     "docs/probe.md",
     "docs/hub.md",
     "docs/scale.md",
+    "docs/report.md",
 )
 SCHEMAS = "docs/schemas"
 

@@ -17,15 +17,16 @@ def profile(rows: Sequence[Row], events: Sequence[Row], *, colours: Colours) -> 
     """Singular values block by block, with the falls marked and named.
 
     Args:
-        rows: ``block``, ``series`` (one of this module's names), ``value`` and, for the tooltip, ``module`` and
-            ``status``.
+        rows: by block, ``block``, what is known of this module's series by their names, and for the tooltip ``step``
+            (ratio), ``module`` and ``status``.
         events: ``block``, ``label`` (what happened) and ``says``.
         colours: for light, dark or the page.
 
     Returns:
         The chart.
     """
-    low, high = decades([row["value"] for row in rows])
+    names = [name for name in _DASHES if any(row.get(name) is not None for row in rows)]
+    low, high = decades([row[name] for row in rows for name in names if row.get(name) is not None])
     high = 10 * high if events else high  # room for their names
     last = max(row["block"] for row in rows)
     x = alt.X(
@@ -38,10 +39,10 @@ def profile(rows: Sequence[Row], events: Sequence[Row], *, colours: Colours) -> 
         scale=alt.Scale(type="log", domain=[low, high], nice=False, clamp=True),
         axis=power_axis("singular value / √N", (low, high)),
     )
-    names = [name for name in _DASHES if any(row["series"] == name for row in rows)]
     hues = dict(zip(_DASHES, (colours.measured, colours.exact, colours.twin, colours.floor), strict=True))
     look: dict[str, Any] = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolSize": 300}
-    base = alt.Chart(data(rows)).encode(x=x, y=y, color=coloured(names, [hues[name] for name in names], **look))
+    folded = alt.Chart(data(rows)).transform_fold([*names], as_=["series", "value"]).transform_filter("datum.value > 0")
+    base = folded.encode(x=x, y=y, color=coloured(names, [hues[name] for name in names], **look))
     dash = alt.StrokeDash(
         "series:N",
         scale=alt.Scale(domain=names, range=[_DASHES[name] for name in names]),

@@ -66,17 +66,16 @@ def _figure(index: int, name: str, stream: Stream) -> Figure:
 
 def _rows(stream: Stream) -> Iterator[dict[str, Any]]:
     for node in stream.blocks:
-        beside = {"block": node.index, "module": node.block or "input", "status": node.status.replace("_", " ")}
-        series = {
+        yield {
+            "block": node.index,
+            "module": node.block or "input",
+            "status": node.status.replace("_", " "),
+            "step": node.step_ratio,
             chart.SMALLEST: max(node.sigma_min, node.sigma_floor),
             chart.GEOMEAN: node.sigma_geomean,
             chart.LARGEST: node.sigma_max,
             chart.FLOOR: node.sigma_floor,
         }
-        for name, value in series.items():
-            if value > 0:
-                step = node.step_ratio if name == chart.SMALLEST else None
-                yield {**beside, "series": name, "value": value, "step": step}
 
 
 def _verdicts(streams: list[tuple[str, Stream]]) -> Html:
