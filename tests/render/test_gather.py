@@ -95,3 +95,19 @@ def test_a_folder_that_may_not_be_read(tmp_path):
     locked.mkdir(mode=0)
     with pytest.raises(UnreachableError, match="locked"):
         gather([locked])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("lambda_mean", float("nan"), r"measure/1\.lambda_mean is nan"),
+        ("alignment", float("inf"), "alignment is inf"),
+        ("hidden_size", 0, "hidden_size is 0"),
+        ("tokens", -3, "tokens is -3"),
+    ],
+)
+def test_numbers_that_no_verb_writes_are_refused_with_their_path(tmp_path, key, value, message):
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps({**measurement().to_dict(), key: value}))
+    with pytest.raises(InputError, match=r"r\.json: .*" + message):
+        gather([path])

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import html
 import importlib.util
+import random
 import re
 
 import pytest
@@ -12,6 +13,7 @@ from made_records import census, classifications, everything, fisher, measuremen
 from deadreckon.errors import UnreachableError, UsageError
 from deadreckon.render import report as module
 from deadreckon.render.colours import PAGE
+from deadreckon.results.saved import record_of
 
 pytest.importorskip("altair", reason="the report's packages are not installed")
 pytest.importorskip("vl_convert", reason="the report's packages are not installed")
@@ -179,3 +181,27 @@ def test_saving_is_whole_or_not_at_all(tmp_path):
     with pytest.raises(UnreachableError, match="name a writable place"):
         report(census()).save(tmp_path / "nowhere" / "r.html")
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
+
+
+EXTREMES = [0.0, -1.0, -1e-30, 5e-324, 1e-300, 1e-17, 1e300, 1.7976931348623157e308, 1.0]
+
+
+def shaken(value, rng):
+    """A record's dictionary with any of its numbers set to an extreme, and any list or text emptied."""
+    if isinstance(value, dict):
+        return {key: shaken(part, rng) for key, part in value.items()}
+    if isinstance(value, list):
+        return [] if rng.random() < 0.05 else [shaken(part, rng) for part in value]
+    if isinstance(value, float):
+        return rng.choice(EXTREMES) if rng.random() < 0.2 else value
+    return "" if isinstance(value, str) and not value.startswith("deadreckon.") and rng.random() < 0.05 else value
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_extreme_numbers_and_missing_parts_make_a_page_or_a_clear_error(seed):
+    rng = random.Random(seed)
+    records = [record_of(shaken(record.to_dict(), rng)) for record in everything()]
+    made = report(*records)
+    made.to_html()
+    for figure in made.figures:
+        assert "NaN" not in str(figure.spec(PAGE))

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -15,6 +16,7 @@ from deadreckon.results.record import Record
 from deadreckon.results.saved import load_record, record_of
 from deadreckon.results.task import Task
 
+_AT_LEAST_ONE = {"hidden_size", "parameters", "tokens"}
 Kind = TypeVar("Kind", bound=Record, covariant=True)
 
 
@@ -81,6 +83,9 @@ class Findings:
             record: of any kind.
             source: index of its file.
             step: training step of the model.
+
+        Raises:
+            InputError: it holds a number that no verb writes.
         """
         match record:
             case Task(result=None):
@@ -91,6 +96,7 @@ class Findings:
                 for part in (*record.readings, *record.measurements):
                     self.add(part, source, step)
             case _:
+                _check_numbers(record.to_dict(), record.schema)
                 self.entries.append(Entry(record, source, step))
 
 
@@ -150,6 +156,20 @@ def _files(place: Path) -> Iterator[Path]:
                 yield from sorted(p for p in folder.iterdir() if p.suffix == ".json" and not p.name.startswith("."))
     except OSError as error:
         raise UnreachableError(f"{error.filename}: {error.strerror}; name a folder that can be read") from None
+
+
+def _check_numbers(value: Any, path: str) -> None:
+    """Refuse what Python's JSON lets pass and no verb writes: a number that is none, or an empty space."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key in _AT_LEAST_ONE and isinstance(part, int) and part < 1:
+                raise InputError(f"{path}.{key} is {part}, which no model has: the result was edited or damaged")
+            _check_numbers(part, f"{path}.{key}")
+    elif isinstance(value, list):
+        for part in value:
+            _check_numbers(part, path)
+    elif isinstance(value, float) and not isfinite(value):
+        raise InputError(f"{path} is {value}, and results hold finite numbers: it was edited or damaged")
 
 
 def _is_other(path: Path) -> bool:

@@ -35,13 +35,16 @@ def labels(entries: Sequence[Entry[Record]]) -> list[str]:
     for entry in entries:
         by_model.setdefault(entry.record.model, []).append(entry)
     short = _short_names(list(by_model))
+    telling = {
+        model: [(prefix, tell) for prefix, tell in _TELLING if len({tell(sibling) for sibling in siblings}) > 1]
+        for model, siblings in by_model.items()
+    }
     found, used = [], set()
     for entry in entries:
-        siblings = by_model[entry.record.model]
         parts = [short[entry.record.model]]
-        for prefix, tell in _TELLING:
-            if len({tell(sibling) for sibling in siblings}) > 1 and tell(entry) is not None:
-                parts.append(f"{prefix}{tell(entry)}")
+        parts += [
+            f"{prefix}{said}" for prefix, tell in telling[entry.record.model] if (said := tell(entry)) is not None
+        ]
         name, count = ", ".join(parts), 1
         while name in used:
             count += 1

@@ -11,14 +11,14 @@ NONE = "–"
 
 def power(value: float) -> str:
     """A tolerance: a bare power of ten where it is one."""
-    exponent = round(math.log10(value)) if value > 0 else 0
-    exact = value > 0 and math.isclose(value, 10.0**exponent, rel_tol=1e-12) and not -3 <= exponent <= 3
+    exponent = round(math.log10(value)) if 0 < value < 1e300 else 0
+    exact = not -3 <= exponent <= 3 and math.isclose(value, 10.0**exponent, rel_tol=1e-12)
     return f"10{str(exponent).translate(_SUPERSCRIPTS)}" if exact else number(value)
 
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number to some digits: plain where it is readable so, else with a power of ten."""
-    if value is None:
+    if value is None or not math.isfinite(value):  # a ratio may leave what floats can hold
         return NONE
     if value == 0:
         return "0"

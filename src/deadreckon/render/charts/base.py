@@ -11,15 +11,15 @@ import altair as alt
 from deadreckon.render.markup import visible
 
 HEIGHT = 240
+_LARGEST = 1e300
 _ROOM = 1.5  # between a mark and the end of a logarithmic axis
 Row = Mapping[str, Any]
 
 
 def data(rows: Sequence[Row]) -> alt.InlineData:
     """Rows as inline data: numbers to five digits, which is finer than a pixel, and names as a reader can see them."""
-    return alt.InlineData(
-        values=[{key: _shown(value) for key, value in row.items() if value is not None} for row in rows]
-    )
+    known = [{key: _shown(value) for key, value in row.items()} for row in rows]
+    return alt.InlineData(values=[{key: value for key, value in row.items() if value is not None} for row in known])
 
 
 def move_and_zoom(*, both: bool = False) -> alt.Parameter:
@@ -53,9 +53,9 @@ def named(names: Sequence[str]) -> alt.Scale:
 
 def decades(values: Sequence[float], lowest: float = 1e-20) -> tuple[float, float]:
     """Ends of a logarithmic axis, whole decades around positive values; those below `lowest` are left to its edge."""
-    positive = [max(value, lowest) for value in values if value > 0] or [1e-1]
-    low = next(exponent for exponent in range(40, -330, -1) if 10.0**exponent <= min(positive) / _ROOM)
-    high = next(exponent for exponent in range(low + 1, 309) if 10.0**exponent >= max(positive) * _ROOM)
+    positive = [max(value, lowest) for value in values if 0 < value < _LARGEST] or [1e-1]
+    low = next((exponent for exponent in range(300, -300, -1) if 10.0**exponent <= min(positive) / _ROOM), -300)
+    high = next((exponent for exponent in range(low + 1, 308) if 10.0**exponent >= max(positive) * _ROOM), 308)
     return 10.0**low, 10.0**high
 
 
@@ -82,7 +82,7 @@ def fixed() -> dict[str, Any]:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.5g}")
+        return float(f"{value:.5g}") if abs(value) < _LARGEST else None  # a ratio may leave what floats can hold
     return visible(value) if isinstance(value, str) else value
 
 

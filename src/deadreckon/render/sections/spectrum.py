@@ -21,7 +21,7 @@ _AT_FLOOR = 4.0  # a value up to so many times its floor is rounding, as in the 
 def section(findings: Findings) -> Section | None:
     """A chart a measurement: its eigenvalues, the dead subspace and the floor."""
     entries = findings.of(Measurement)
-    named = [(name, entry) for name, entry in zip(labels(entries), entries, strict=True) if entry.record.spectrum]
+    named = [(name, entry) for name, entry in zip(labels(entries), entries, strict=True) if _kept(entry.record).ranks]
     chosen = last_steps(named)
     if not chosen:
         return None
@@ -40,9 +40,13 @@ def section(findings: Findings) -> Section | None:
     return Section("spectrum", "Spectra", [*blocks, *figures])
 
 
+def _kept(record: Measurement) -> Eigenvalues:
+    """The eigenvalues that were kept; none in records of versions that kept none."""
+    return record.spectrum or Eigenvalues(ranks=[], native=[], float64=[], native_floor=[], float64_floor=0.0)
+
+
 def _figure(index: int, name: str, record: Measurement) -> Figure:
-    kept = record.spectrum
-    assert kept is not None  # chosen so
+    kept = _kept(record)
     twin = next((twin.spectrum for twin in record.twins if twin.spectrum), None)
     draw = partial(
         spectrum,
@@ -58,10 +62,10 @@ def _rows(kept: Eigenvalues, mean: float, twin: Eigenvalues | None, twin_mean: f
     """Relative to the mean; what rounding made negative or zero is drawn at its floor, if that is known."""
     mean, twin_mean = mean or 1.0, twin_mean or 1.0
     others = (
-        {} if twin is None else dict(zip(twin.ranks, zip(twin.native, twin.native_floor, strict=True), strict=True))
+        {} if twin is None else dict(zip(twin.ranks, zip(twin.native, twin.native_floor, strict=False), strict=False))
     )
     rows = []
-    for rank, native, exact, floor in zip(kept.ranks, kept.native, kept.float64, kept.native_floor, strict=True):
+    for rank, native, exact, floor in zip(kept.ranks, kept.native, kept.float64, kept.native_floor, strict=False):
         beside, beside_floor = others.get(rank, (None, None))
         rows.append(
             {
