@@ -9,6 +9,7 @@
 ``x.onnx``                                an ONNX file, with its external data beside it
 ``x.pt``, ``.pth``, ``.bin``, ``.ckpt``   a file of torch.save; its pickle is read as data and never run
 ``random:NAME[#SEED]``                    a published configuration of the zoo with random weights
+``random:NAME-shrunk[#SEED]``             a small model of the same build, for a laptop
 ``demo:NAME``                             a small trained model that a package ships
 ========================================  ============================================================
 
