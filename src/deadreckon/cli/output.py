@@ -1,10 +1,9 @@
-"""What all verbs share at the terminal: the output options, JSON or table, and files written whole or not at all."""
+"""What all verbs share at the terminal: the output options, and a record as JSON or table."""
 
 from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from deadreckon.errors import UnreachableError
+from deadreckon.results.writing import write_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,9 +71,9 @@ def emit(
         from safetensors.numpy import save as serialise
 
         metadata = {"schema": record.schema, "record": record.to_json()}
-        _write(save, serialise({name: array.copy() for name, array in record.vectors.items()}, metadata))
+        write_file(save, serialise({name: array.copy() for name, array in record.vectors.items()}, metadata))
     if out is not None:
-        _write(out, (record.to_json() + "\n").encode())
+        write_file(out, (record.to_json() + "\n").encode())
     if as_json:
         click.echo(record.to_json())
     else:
@@ -108,28 +107,3 @@ def progress(label: str, *, quiet: bool, unit: str = "tokens") -> Iterator[Calla
     with Progress(*columns, console=console(stderr=True), transient=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = None
-    try:
-        path = path.resolve()
-        if path.exists() and not path.is_file():  # a device or a pipe: written to, never replaced
-            path.write_bytes(data)
-            return
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-            file.write(data)
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise UnreachableError(f"{path}: {error.strerror}; nothing was written there, name a writable place") from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
