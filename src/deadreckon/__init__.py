@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.probe import Probe
     from deadreckon.results.reading import Classifications, Reading
+    from deadreckon.results.reproduction import Reproduction
     from deadreckon.results.trace import Trace
+    from deadreckon.study.reproduce import reproduce
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.diff import diff
@@ -54,6 +56,7 @@ _HOMES = {
     "NormKind": "kernel.norm",
     "Probe": "results.probe",
     "Reading": "results.reading",
+    "Reproduction": "results.reproduction",
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
@@ -69,6 +72,7 @@ _HOMES = {
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
     "register_norm_kind": "kernel.norm",
+    "reproduce": "study.reproduce",
     "trace": "verbs.trace",
 }
 
@@ -87,6 +91,7 @@ __all__ = [
     "NormKind",
     "Probe",
     "Reading",
+    "Reproduction",
     "Trace",
     "census",
     "classify",
@@ -102,6 +107,7 @@ __all__ = [
     "register_eigensolver",
     "register_format",
     "register_norm_kind",
+    "reproduce",
     "trace",
 ]
 

@@ -12,6 +12,7 @@ ALIGNED = 0.9999
 _FAR_FROM_ALIGNED = 0.99
 _RANDOM_DEVIATIONS = 4  # of |cos| with a random direction, which has a standard deviation of 1/sqrt(d)
 _UNCHANGED = 0.1  # decades
+_FINEST_FIRST = ("float64", "float32", "float16", "bfloat16")  # float16 and bfloat16: by their spacing
 _WORST_FIRST = ("collapsed", "rescaled", "eased", "not_applicable", "preserved")
 
 Judgement = tuple[str, str]  # verdict, our figure in words
@@ -58,18 +59,24 @@ def _share(passed: int, of: int) -> str:
 
 def _kernel(rows: Rows) -> Judgement | None:
     found = rows.of("layernorm")
-    if not found:
-        return None
-    passed = sum(row.alignment >= ALIGNED and row.protocol == "ok" for row in found)
-    mean = sum(row.alignment_mean for row in found) / len(found)
-    return _share(passed, len(found)), (
-        f"{passed}/{len(found)}: |cos| {mean:.6f} on average, {min(row.alignment for row in found):.6f} at least "
-        f"({_dtypes(found)})"
-    )
+    words = []
+    for dtype in _dtypes(found):
+        same = [row for row in found if row.dtype == dtype]
+        mean = sum(row.alignment_mean for row in same) / len(same)
+        words.append(
+            f"{sum(map(_is_bottom, same))}/{len(same)} in {dtype}: |cos| {min(row.alignment for row in same):.6f} at "
+            f"least, {mean:.6f} on average"
+        )
+    finest = _finest(found)
+    return (_share(sum(map(_is_bottom, finest)), len(finest)), "; ".join(words)) if found else None
+
+
+def _is_bottom(row: ModelRow) -> bool:
+    return row.alignment >= ALIGNED and row.protocol == "ok"
 
 
 def _no_kernel(rows: Rows) -> Judgement | None:
-    found = rows.of("rmsnorm")
+    found = _finest(rows.of("rmsnorm"))
     if not found:
         return None
     passed = sum(row.alignment <= _RANDOM_DEVIATIONS * row.hidden_size**-0.5 for row in found)
@@ -77,12 +84,12 @@ def _no_kernel(rows: Rows) -> Judgement | None:
     level = sum(row.random_level for row in found) / len(found)
     return _share(passed, len(found)), (
         f"{passed}/{len(found)}: |cos| {mean:.4f} on average, {max(row.alignment for row in found):.4f} at most; "
-        f"a random direction has {level:.4f} ({_dtypes(found)})"
+        f"a random direction has {level:.4f}"
     )
 
 
 def _gain(rows: Rows) -> Judgement | None:
-    tried = [row for row in rows.of("layernorm") if row.alignment_redrawn is not None]
+    tried = [row for row in _finest(rows.of("layernorm")) if row.alignment_redrawn is not None]
     if not tried:
         return None
     right = [row.alignment_redrawn or 0.0 for row in tried]
@@ -106,7 +113,7 @@ def _residual(rows: Rows) -> Judgement | None:
 
 
 def _classification(rows: Rows) -> Judgement | None:
-    found = rows.models
+    found = _finest(rows.models)
     if not found:
         return None
     right = sum(row.kind_read == row.kind_seen for row in found)
@@ -146,8 +153,17 @@ def _further(rows: Rows) -> Judgement | None:
     )
 
 
-def _dtypes(rows: Sequence[ModelRow]) -> str:
-    return ", ".join(sorted({row.dtype for row in rows}))
+def _dtypes(rows: Sequence[ModelRow]) -> list[str]:
+    """The dtypes that models ran in, the finest first."""
+    return sorted({row.dtype for row in rows}, key=_FINEST_FIRST.index)
+
+
+def _finest(rows: Sequence[ModelRow]) -> list[ModelRow]:
+    """One row a model, of the finest dtype that it ran in."""
+    best: dict[str, ModelRow] = {}
+    for row in sorted(rows, key=lambda row: _FINEST_FIRST.index(row.dtype)):
+        best.setdefault(row.model, row)
+    return list(best.values())
 
 
 _CLAIMS: tuple[tuple[str, str, str, Callable[[Rows], Judgement | None]], ...] = (
