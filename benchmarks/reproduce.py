@@ -23,6 +23,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--store")
     parser.add_argument("--model", action="append")
+    parser.add_argument("--dtype", action="append")
     parser.add_argument("--out", default="reproduce_h200")
     options = parser.parse_args()
 
@@ -41,7 +42,12 @@ def main() -> None:
             print(f"{done}/{total} {kind} {task.model} {task.seconds:.1f} s {task.why}", flush=True)
 
     found = deadreckon.reproduce(
-        scale=options.scale, seeds=options.seeds, store=options.store, models=options.model, progress=note
+        scale=options.scale,
+        seeds=options.seeds,
+        dtypes=options.dtype,
+        store=options.store,
+        models=options.model,
+        progress=note,
     )
     wall = time.perf_counter() - STARTED
     console().print(reproduction_table(found))

@@ -30,6 +30,13 @@ NOT_AS_CLAIMED = 1
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Only this model of the table; repeatable.")
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Draws of weights and inputs.")
 @click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    metavar="DTYPE",
+    help="The first runs every seed and is traced, others where there is room.  [default: bfloat16, float32]",
+)
+@click.option(
     "--trained", multiple=True, metavar="MODEL", help="A trained model to go with them, with twins; repeatable."
 )
 @click.option(
@@ -46,7 +53,7 @@ def reproduce(as_json: bool, out: Path | None, save: Path | None, quiet: bool, *
     prepare_torch()
     from deadreckon.study.reproduce import reproduce as run
 
-    options["models"] = options["models"] or None
+    options |= {name: options[name] or None for name in ("models", "dtypes")}
     with progress("reproduce", quiet=quiet, unit="tasks") as update:
         options["progress"] = lambda done, total, task: update(task.model if task else "reproduce", done, total)
         found = run(**options)

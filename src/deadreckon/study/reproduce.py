@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,23 +34,8 @@ _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 Kind = TypeVar("Kind", bound=Record)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How large the table is.
-
-    Attributes:
-        suffix: of the models' names.
-        dtypes: that models run in; only the first is run with every seed, and traced.
-    """
-
-    suffix: str
-    dtypes: tuple[str, ...]
-
-
-SCALES = {
-    "full": Scale("", ("bfloat16", "float32")),
-    "small": Scale("-shrunk", ("float32",)),
-}
+SCALES = {"full": ("", ("bfloat16", "float32")), "small": ("-shrunk", ("float32",))}
+"""What the models' names end in, and the dtypes that they run in."""
 
 
 def reproduce(
@@ -60,6 +44,7 @@ def reproduce(
     store: str | Path | None = None,
     models: Sequence[str] | None = None,
     seeds: int = 3,
+    dtypes: Sequence[str] | None = None,
     trained: Sequence[str | Path] | Mapping[str, Mapping[str, Any]] = (),
     device: str = "auto",
     progress: Progress | None = None,
@@ -77,6 +62,8 @@ def reproduce(
             default.
         models: some of the fourteen; all by default.
         seeds: how many draws of weights and inputs.
+        dtypes: that models run in, the first of them with every seed and traced, the others where there is room; those
+            of the scale by default, bfloat16 and float32, or float32 alone.
         trained: trained models to go with them, by MODEL name; a mapping gives each the inputs that ``measure`` and
             ``trace`` take.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -86,7 +73,7 @@ def reproduce(
         Claims, rows and failures. The store holds what they were made from.
 
     Raises:
-        UsageError: an unknown scale or model, or no accelerator for the full size.
+        UsageError: an unknown scale, model or dtype, or no accelerator for the full size.
         UnreachableError: torch is missing, or the store cannot be written.
     """
     if scale not in SCALES:
@@ -99,9 +86,13 @@ def reproduce(
             raise UsageError(f"{name!r} is not in the table: choose from {', '.join(paper.MODELS)}")
     given = trained if isinstance(trained, Mapping) else {str(name): {} for name in trained}
     folder = Path(store or f"deadreckon-reproduce-{scale}")
+    suffix, usual = SCALES[scale]
+    for dtype in dtypes or ():
+        if dtype not in _BYTES:
+            raise UsageError(f"unknown dtype {dtype!r}: choose from {', '.join(_BYTES)}")
     room = _room(scale, device)
     plans = [
-        *plan_random(SCALES[scale], chosen, seeds=seeds, device=device, room=room),
+        *plan_random(chosen, suffix, dtypes or usual, seeds=seeds, device=device, room=room),
         *plan_trained(given, device=device),
     ]
     tasks = run_all(plans, Store(folder), progress=progress)
@@ -109,13 +100,20 @@ def reproduce(
 
 
 def plan_random(
-    scale: Scale, models: Iterable[str], *, seeds: int, device: str = "auto", room: int | None = None
+    models: Iterable[str],
+    suffix: str,
+    dtypes: Sequence[str],
+    *,
+    seeds: int,
+    device: str = "auto",
+    room: int | None = None,
 ) -> list[Planned]:
     """The tasks for models at random initialisation.
 
     Args:
-        scale: how large.
         models: names in the paper's table.
+        suffix: of the models' names.
+        dtypes: that they run in; only the first is run with every seed, and traced.
         seeds: how many.
         device: where to run.
         room: bytes that weights may take; None for any number. A finer dtype that does not fit is left out.
@@ -125,11 +123,11 @@ def plan_random(
     """
     plans = []
     for name in models:
-        entry = zoo_entry(name + scale.suffix)
+        entry = zoo_entry(name + suffix)
         model = f"random:{entry.name}"
         tokens = _TOKENS_PER_DIMENSION * entry.hidden_size
         plans.append(Planned("read", model))
-        for index, dtype in enumerate(scale.dtypes):
+        for index, dtype in enumerate(dtypes):
             if index and room is not None and (entry.parameters or 0) * _BYTES[dtype] > room:
                 continue
             for seed in range(seeds if index == 0 else 1):
@@ -142,8 +140,8 @@ def plan_random(
             head = {"affine": _REDRAWN, "dtype": "float32", "device": device}
             plans.append(Planned("fisher", model, options=head))
         if paper.SEVERAL_MODALITIES.startswith(name):
-            entry = zoo_entry(paper.SEVERAL_MODALITIES + scale.suffix)
-            run = {"tokens": tokens, "seed": 0, "dtype": scale.dtypes[0], "device": device}
+            entry = zoo_entry(paper.SEVERAL_MODALITIES + suffix)
+            run = {"tokens": tokens, "seed": 0, "dtype": dtypes[0], "device": device}
             plans.append(Planned("read", f"random:{entry.name}"))
             plans += [Planned(verb, f"random:{entry.name}", options=run) for verb in ("measure", "trace")]
     return plans
@@ -264,7 +262,7 @@ def _trained_row(tasks: Sequence[Task]) -> TrainedRow | None:
         return None
     m, gap = measured[0], measured[0].gap
     return TrainedRow(
-        model=m.model,
+        model=tasks[0].model,
         kind=m.kind,
         hidden_size=m.hidden_size,
         dtype=m.environment.dtype,
