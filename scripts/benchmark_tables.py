@@ -225,7 +225,7 @@ def _reproduce() -> list[list[str]]:
     rows = [[*heads, "λ_dead/mean, float64", "stream, smallest step ratio"], ["---"] * (len(heads) + 2)]
     for row in _figures("reproduce_h200")["record"]["models"]:
         size = row["parameters"]
-        redrawn = ["–" if row[key] is None else f"{row[key]:.4f}" for key in ("alignment_redrawn", "uniform_redrawn")]
+        redrawn = ["–" if row[key] is None else f"{row[key]:.6f}" for key in ("alignment_redrawn", "uniform_redrawn")]
         stream = f"{row['trace']} {row['smallest_step_ratio']:.3f}" if row["trace"] else "–"
         about = [row["model"].removeprefix("random:"), f"{size / 1e9:.2f}B", row["kind_seen"], str(row["hidden_size"])]
         found = [f"{row['alignment']:.6f}", *redrawn, f"{row['dead_share_float64']:.0e}", stream]
