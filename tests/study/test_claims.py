@@ -81,6 +81,12 @@ def test_models_beside_the_list_are_traced_and_not_counted():
     assert found["residual"] == "partly"
 
 
+def test_a_stream_without_an_identity_path_is_not_counted():
+    post_norm = replace(LAYERNORM, trace="not_applicable", smallest_step_ratio=0.1)
+    assert verdicts(models=[post_norm])["residual"] == "not_tested"
+    assert verdicts(models=[post_norm, replace(LAYERNORM, model="z")])["residual"] == "confirmed"
+
+
 def test_of_several_traces_the_worst_counts():
     assert worst_verdict(["preserved", "eased", "not_applicable"]) == "eased"
     assert worst_verdict(["rescaled", "collapsed"]) == "collapsed"
