@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from deadreckon.results.claims import Rows, judge, worst_verdict
 from deadreckon.results.measurement import GapFigure
 from deadreckon.results.reproduction import FisherRow, ModelRow, TrainedRow
-from deadreckon.study.claims import Rows, judge, worst_verdict
 
 LAYERNORM = ModelRow(
     model="a", parameters=None, listed_as="layernorm", kind_read="layernorm", kind_seen="layernorm", hidden_size=400,
