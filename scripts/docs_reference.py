@@ -38,6 +38,7 @@ from deadreckon.results import measurement
 from deadreckon.results.schema import MODULES, RECORDS, attributes, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
+CLAIMS = "kernel", "rmsnorm", "residual", "classification", "fisher", "deepening", "further"
 PAGES = (
     "README.md",
     "docs/index.md",
@@ -51,6 +52,8 @@ PAGES = (
     "docs/hub.md",
     "docs/scale.md",
     "docs/report.md",
+    "docs/reproduce.md",
+    *(f"docs/claims/{page}.md" for page in CLAIMS),
 )
 SCHEMAS = "docs/schemas"
 

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.probe import Probe
     from deadreckon.results.reading import Classifications, Reading
+    from deadreckon.results.reproduction import Reproduction
     from deadreckon.results.trace import Trace
+    from deadreckon.study.reproduce import reproduce
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.diff import diff
@@ -56,6 +58,7 @@ _HOMES = {
     "Probe": "results.probe",
     "Reading": "results.reading",
     "Report": "render.report",
+    "Reproduction": "results.reproduction",
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
@@ -72,6 +75,7 @@ _HOMES = {
     "register_format": "checkpoint.format",
     "register_norm_kind": "kernel.norm",
     "report": "render.report",
+    "reproduce": "study.reproduce",
     "trace": "verbs.trace",
 }
 
@@ -91,6 +95,7 @@ __all__ = [
     "Probe",
     "Reading",
     "Report",
+    "Reproduction",
     "Trace",
     "census",
     "classify",
@@ -107,6 +112,7 @@ __all__ = [
     "register_format",
     "register_norm_kind",
     "report",
+    "reproduce",
     "trace",
 ]
 

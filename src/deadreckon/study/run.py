@@ -1,0 +1,203 @@
+"""Tasks carried out: each once, whatever happens to the others, its result kept before the next is begun.
+
+An engine is a function that takes tasks and yields outcomes, in any order: ``in_process`` here, ``ray_cluster`` in its
+own file. It draws a task only when it can begin it, and the task is claimed at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from deadreckon.errors import DeadreckonError
+from deadreckon.results.task import Task
+from deadreckon.study.plan import Planned, stamped
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+    from deadreckon.study.store import Store
+
+Outcome = tuple[Task, Mapping[str, Any]]
+Call = Callable[[Planned], Outcome]
+Engine = Callable[[Iterable[Planned]], Iterator[Outcome]]
+Progress = Callable[[int, int, Task | None], None]
+
+_WAIT = 0.5  # seconds between two looks at what another process has claimed
+
+
+def run_task(planned: Planned, *, threads: int | None = None) -> Outcome:
+    """Call a verb on a model.
+
+    Args:
+        planned: what to call on what.
+        threads: of torch and NumPy while it runs, for figures that are equal to the last bit wherever it runs; None
+            leaves them as they are.
+
+    Returns:
+        The task with the verb's record, and its vectors. Whatever the verb raised makes a failed task.
+    """
+    started = time.perf_counter()
+    result, vectors, why = None, {}, ""
+    try:
+        verb = getattr(import_module(f"deadreckon.verbs.{planned.verb}"), planned.verb)
+        with _threads(threads):
+            record = verb(planned.name, **planned.options)
+            result, vectors = json.loads(record.to_json()), dict(record.vectors)
+    except Exception as error:  # one checkpoint's failure never stops the rest
+        why = _reason(error)
+    return finished(planned, result=result, why=why, seconds=time.perf_counter() - started), vectors
+
+
+def finished(planned: Planned, *, result: dict[str, Any] | None, why: str, seconds: float) -> Task:
+    """The record of a task that came to an end.
+
+    Args:
+        planned: what was called on what.
+        result: the verb's record; None where it failed.
+        why: what failed.
+        seconds: wall time.
+
+    Returns:
+        The record.
+    """
+    return Task(
+        model=planned.model,
+        key=planned.key,
+        verb=planned.verb,
+        revision=planned.revision,
+        step=planned.step,
+        options=dict(planned.options),
+        status="failed" if result is None else "done",
+        why=why,
+        result=result,
+        seconds=seconds,
+    )
+
+
+def in_process(plans: Iterable[Planned], call: Call = run_task) -> Iterator[Outcome]:
+    """The engine that carries out one task after the other in this process.
+
+    Args:
+        plans: what to carry out.
+        call: what carries one out.
+
+    Yields:
+        Each one's outcome.
+    """
+    for plan in plans:
+        yield call(plan)
+
+
+def run_all(
+    plans: Iterable[Planned], store: Store, engine: Engine = in_process, progress: Progress | None = None
+) -> list[Task]:
+    """Carry out what a store does not have yet, and keep every outcome as it comes.
+
+    Tasks that are done are left as they are; those that failed are tried again. What another process is at is waited
+    for, and taken over if that process ends without a result.
+
+    Args:
+        plans: what to have in the end. Equal ones count once.
+        store: where results are kept.
+        engine: carries tasks out.
+        progress: called with how many are at their end, how many there are, and the task that was carried out just now;
+            None for those that were there already.
+
+    Returns:
+        All of them, done or failed, in their order.
+
+    Raises:
+        InputError: the store holds what a newer version made.
+        UnreachableError: the store cannot be written to.
+    """
+    plans = stamped(plans)
+    store.prepare()
+    waiting = {plan.key: plan for plan in plans}
+    ended: dict[str, Task] = {}
+    claims: dict[str, BaseFileLock] = {}
+
+    def end(task: Task, *, now: bool) -> None:
+        ended[task.key] = task
+        del waiting[task.key]
+        if progress is not None:
+            progress(len(ended), len(plans), task if now else None)
+
+    def claimed() -> Iterator[Planned]:
+        for key, plan in list(waiting.items()):
+            claim = store.claim(key)
+            if claim is None:
+                continue
+            claims[key] = claim
+            if (task := store.get(key)) is not None and task.status == "done":  # by another process, since we looked
+                end(task, now=False)
+                claims.pop(key).release()
+            else:
+                yield plan
+
+    there = store.tasks()
+    _forget_failures(there, plans, store)
+    for task in there:
+        if task.key in waiting and task.status == "done":
+            end(task, now=False)
+    try:
+        while waiting:
+            before = len(waiting)
+            for task, vectors in engine(claimed()):
+                store.write(task, vectors)
+                claims.pop(task.key).release()
+                end(task, now=True)
+            if len(waiting) == before:
+                time.sleep(_WAIT)
+    finally:
+        for claim in claims.values():
+            claim.release()
+    return [ended[plan.key] for plan in plans]
+
+
+def _forget_failures(there: Iterable[Task], plans: Iterable[Planned], store: Store) -> None:
+    """Drop failures of these same requests under other keys: the model was not there, or another one was."""
+    asked = {(plan.verb, plan.name, _text(plan.options)): plan.key for plan in plans}
+    for task in there:
+        key = asked.get((task.verb, Planned(task.verb, task.model, task.revision).name, _text(task.options)))
+        if task.status == "failed" and key not in {None, task.key}:
+            store.drop(task.key)
+
+
+def _text(options: Mapping[str, Any]) -> str:
+    return json.dumps(dict(options), sort_keys=True)
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, DeadreckonError):
+        return text
+    if isinstance(error, ModuleNotFoundError):
+        return f"{error.name} is not installed: pip install 'deadreckon[measure]'"
+    return f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Torch's and NumPy's threads for a while."""
+    if number is None:
+        yield
+        return
+    from threadpoolctl import threadpool_limits
+
+    torch = sys.modules.get("torch")  # a verb that has not imported it does not compute with it
+    before = torch.get_num_threads() if torch else None
+    try:
+        if torch:
+            torch.set_num_threads(number)
+        with threadpool_limits(number, user_api="blas"):
+            yield
+    finally:
+        if torch:
+            torch.set_num_threads(before)
