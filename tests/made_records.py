@@ -6,6 +6,7 @@ from deadreckon.results.census import Census, TensorCount
 from deadreckon.results.fisher import Fisher, FisherSite, GaugeStep
 from deadreckon.results.measurement import Eigenvalues, Environment, Gap, GapFigure, Measurement, Protocol, Twin
 from deadreckon.results.reading import Classification, Classifications, Evidence, FileStamp
+from deadreckon.results.reproduction import Claim, Failure, ModelRow, Reproduction, TrainedRow
 from deadreckon.results.task import Task
 from deadreckon.results.trace import Coordinate, Event, Node, Stream, StreamDirection, StreamEvidence, Trace
 
@@ -94,16 +95,17 @@ def figures(kind="layernorm", size=48, dead=None, **changes):
 
 
 def measurement(model="random:pythia-160m", kind="layernorm", twins=0, **changes):
-    """A measurement, with `twins` random-init twins whose depth is three decades less."""
+    """A measurement, with `twins` random-init twins whose depth is `change` decades less, three by default."""
     own = {
         name: changes.pop(name)
         for name in ("affine", "seed", "revision", "environment", "data", "files", "solver")
         if name in changes
     }
+    deeper = changes.pop("change", 3.0)
     made = figures(kind, **changes)
     depth = made["depth_decades"]
-    away = {**figures(kind), "depth_decades": depth - 3}
-    change = GapFigure(change=3.0, smallest=3.0, largest=3.0)
+    away = {**figures(kind), "depth_decades": depth - deeper}
+    change = GapFigure(change=deeper, smallest=deeper, largest=deeper)
     gap = Gap(
         depth_decades=change,
         lambda_dead_decades=change,
@@ -296,6 +298,81 @@ def task(record=None, model="org/run", step=None, why="", verb="measure", key="k
         why=why,
         result=record.to_dict() if record else None,
         seconds=0.2,
+    )
+
+
+def reproduction(verdict="confirmed"):
+    """Two models, one of each kind, a trained one, and a task that failed."""
+    row = {
+        "parameters": 160_000_000,
+        "hidden_size": 768,
+        "blocks": 12,
+        "dtype": "float32",
+        "data": "random token ids",
+        "tokens_per_dimension": 4.0,
+        "seeds": [0, 1],
+        "random_level": 0.03,
+        "protocol": "ok",
+        "trace": "preserved",
+        "smallest_step_ratio": 1.01,
+        "events": ["block 3: a scalar"],
+        "seconds": 1.0,
+    }
+    layernorm = {
+        "model": "random:pythia-160m",
+        "listed_as": "layernorm",
+        "kind_read": "layernorm",
+        "kind_seen": "layernorm",
+        "alignment": 1.0,
+        "alignment_mean": 1.0,
+        "alignment_redrawn": 1.0,
+        "uniform_redrawn": 0.88,
+        "dead_share": 1e-13,
+        "dead_share_float64": 1e-31,
+    }
+    rmsnorm = {
+        "model": "random:llama-3.1-8b",
+        "listed_as": "rmsnorm",
+        "kind_read": "",
+        "kind_seen": "rmsnorm",
+        "alignment": 0.02,
+        "alignment_mean": 0.01,
+        "alignment_redrawn": None,
+        "uniform_redrawn": None,
+        "dead_share": 0.9,
+        "dead_share_float64": 0.9,
+    }
+    trained = TrainedRow(
+        model="demo:minilm",
+        kind="layernorm",
+        hidden_size=384,
+        dtype="float32",
+        data="English text",
+        tokens_per_dimension=8.0,
+        subspace_alignment=1.0,
+        depth_decades=75.0,
+        deepening=61.5,
+        gain_decades=None,
+        dead=3,
+        dead_twin=1,
+        algebraic_dead=3,
+        learned_dead=0,
+        effective_rank_change=GapFigure(change=-60.0, smallest=-60.0, largest=-60.0),
+        trace="not_applicable",
+    )
+    return Reproduction(
+        model="full scale",
+        claims=[
+            Claim(name="kernel", says="The bottom direction is gain^-1", theirs="9/9", ours="1/1", verdict=verdict),
+            Claim(name="depth", says="Training deepens it", theirs="3 decades", ours="no model", verdict="not_tested"),
+        ],
+        models=[ModelRow(**row, **layernorm), ModelRow(**row, **rmsnorm)],
+        trained=[trained],
+        fisher=[],
+        failures=[Failure(model="random:opt-13b", verb="measure", why="out of memory")],
+        environment=PLACE,
+        store="deadreckon-reproduce-full",
+        seconds=300.0,
     )
 
 

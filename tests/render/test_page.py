@@ -8,7 +8,7 @@ import random
 import re
 
 import pytest
-from made_records import census, classifications, everything, fisher, measurement, task, trace
+from made_records import census, classifications, everything, fisher, measurement, reproduction, task, trace
 
 from deadreckon.errors import UnreachableError, UsageError
 from deadreckon.render import report as module
@@ -35,15 +35,34 @@ def headings(page):
         (measurement(), ["Claims", "Predicted and measured", "Spectra"]),
         (measurement(spectrum=None), ["Claims", "Predicted and measured"]),
         (measurement("demo:minilm", twins=1), ["Claims", "Predicted and measured", "Spectra", "What training changed"]),
-        (trace(), ["Claims", "Residual stream"]),
-        (classifications("a"), ["Claims", "LayerNorm or RMSNorm: the evidence"]),
+        (trace(), ["Residual stream"]),
+        (classifications("a"), ["LayerNorm or RMSNorm: the evidence"]),
         (fisher(), ["Claims", "Fisher information"]),
         (census(), ["Dead parameter dimensions"]),
+        (reproduction(), ["Claims", "The paper's table"]),
         (task(None, why="no such revision"), ["Failed tasks"]),
     ],
 )
 def test_a_section_is_there_when_its_records_are(record, titles):
     assert headings(report(record).to_html()) == [*titles, "Provenance"]
+
+
+def test_a_reproduction_shows_its_claims_models_and_failures():
+    made = report(reproduction("refuted"))
+    assert made.headline == (
+        "On 2 models at random initialisation: 0 of 1 claim of the paper that could be tested confirmed, 1 refuted."
+    )
+    text = markup(made.to_html())
+    for said in (
+        "refuted",
+        "not tested",
+        "llama-3.1-8b",
+        "out of memory",
+        "block 3: a scalar",
+        "deadreckon-reproduce-full",
+    ):
+        assert said in text
+    assert [figure.name for figure in made.figures] == ["reproduction-0"]
 
 
 def test_checkpoints_make_a_trajectory_and_one_spectrum_a_run():
@@ -126,7 +145,15 @@ def test_the_same_results_make_the_same_page():
 
 def test_words_and_tables_need_no_script():
     bare = markup(report(*everything()).to_html())
-    for said in ("1.000000", "holds", "collapsed", "no such revision", "ab" * 32, "deadreckon 0.1.0", "torch 2.13.0"):
+    for said in (
+        "1.000000",
+        "confirmed",
+        "collapsed",
+        "no such revision",
+        "ab" * 32,
+        "deadreckon 0.1.0",
+        "torch 2.13.0",
+    ):
         assert said in bare
     assert bare.count("<caption>") == bare.count("<table")
     assert bare.count('class="chart"') == bare.count('role="img" aria-label="Chart. ')

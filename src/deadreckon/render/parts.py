@@ -131,14 +131,14 @@ def badge(verdict: str) -> Html:
 
 
 _BADGES = {
-    "holds": ("✓", "holds"),
+    "confirmed": ("✓", "holds"),
     "ok": ("✓", "holds"),
     "preserved": ("✓", "holds"),
     "eased": ("✓", "holds"),
     "dead": ("✓", "holds"),
-    "in part": ("◐", "open"),
+    "partly": ("◐", "open"),
     "rescaled": ("◐", "open"),
-    "fails": ("✗", "dead"),
+    "refuted": ("✗", "dead"),
     "failed": ("✗", "dead"),
     "collapsed": ("✗", "dead"),
     "not dead": ("✗", "dead"),

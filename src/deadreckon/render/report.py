@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # In the order of the page. To show one more kind of result, add its section here.
 _SECTIONS = (
     "claims",
+    "reproduction",
     "alignment",
     "spectrum",
     "gap",

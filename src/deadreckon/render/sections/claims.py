@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from deadreckon.render.claims import Claim, claims
+from deadreckon.render.claims import claims
 from deadreckon.render.gather import Findings
 from deadreckon.render.markup import Html
 from deadreckon.render.parts import Column, Section, badge, paragraph, table
+from deadreckon.render.words import NONE
+from deadreckon.results.reproduction import Claim
 
 
 def section(findings: Findings) -> Section | None:
@@ -15,14 +17,12 @@ def section(findings: Findings) -> Section | None:
     found = claims(findings)
     if not found:
         return None
-    blocks = [
-        paragraph("What these results say of each claim about dead directions, beside the published figure."),
-        claims_table("Claims and verdicts", found),
-    ]
-    return Section("claims", "Claims", blocks)
+    intro = paragraph("What these results say of each claim about dead directions, beside the published figure.")
+    return Section("claims", "Claims", [intro, claims_table("Claims and verdicts", found)])
 
 
 def claims_table(caption: str, found: Sequence[Claim]) -> Html:
     """Claims as a table."""
-    columns = [Column("claim"), Column("verdict"), Column("here", wide=True), Column("published", wide=True)]
-    return table(caption, columns, [(c.claim, badge(c.verdict), c.ours, c.theirs) for c in found], stacked=True)
+    columns = [Column("claim"), Column("verdict"), Column("here", wide=True), Column("the paper", wide=True)]
+    rows = [(c.says, badge(c.verdict.replace("_", " ")), c.ours or NONE, c.theirs or NONE) for c in found]
+    return table(caption, columns, rows, stacked=True)

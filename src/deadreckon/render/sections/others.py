@@ -9,9 +9,10 @@ from deadreckon.results.census import Census
 from deadreckon.results.fisher import Fisher
 from deadreckon.results.measurement import Measurement
 from deadreckon.results.reading import Classifications, Reading
+from deadreckon.results.reproduction import Reproduction
 from deadreckon.results.trace import Trace
 
-_SHOWN = (Census, Classifications, Fisher, Measurement, Reading, Trace)
+_SHOWN = (Census, Classifications, Fisher, Measurement, Reading, Reproduction, Trace)
 
 
 def section(findings: Findings) -> Section | None:
