@@ -6,6 +6,8 @@ import os
 import pytest
 from made_records import everything, measurement, task
 
+from deadreckon.results.measurement import Demonstration
+
 pytest.importorskip("altair", reason="the report's packages are not installed")
 pytest.importorskip("vl_convert", reason="the report's packages are not installed")
 
@@ -106,3 +108,53 @@ def test_what_was_there_is_replaced_whole(called, store, tmp_path):
     os.chmod(page, 0o644)
     assert called("report", store, "-o", page, "-q")[0] == 0
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.fixture
+def demonstrated(monkeypatch, minilm, smollm2):
+    """The demo without its minutes of measuring."""
+    import deadreckon
+    from deadreckon.verbs import demo
+
+    shown = Demonstration(
+        model="demo:minilm, demo:smollm2",
+        readings=[deadreckon.read("demo:minilm"), deadreckon.read("demo:smollm2")],
+        measurements=[measurement("demo:minilm", dead=3, twins=1), measurement("demo:smollm2", "rmsnorm", twins=1)],
+    )
+    monkeypatch.setattr(demo, "demo", lambda **_: shown)
+    return shown
+
+
+def test_the_demo_ends_with_a_report_and_says_where_it_is(called, demonstrated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = called("demo", "-o", "demo.json")
+    assert code == 0
+    assert out.endswith("\nreport: deadreckon-report.html\n")
+    page = (tmp_path / "deadreckon-report.html").read_text(encoding="utf-8")
+    for title in (
+        "Claims",
+        "Spectra",
+        "What training changed",
+        "Read from the parameters",
+        "Dead parameter dimensions",
+    ):
+        assert f">{title}</h2>" in page
+    assert json.loads((tmp_path / "demo.json").read_text())["schema"] == "deadreckon.demo/1"
+
+
+def test_the_demos_json_stays_alone_on_stdout(called, demonstrated, tmp_path):
+    code, out, err = called("demo", "--json", "--report", tmp_path / "r.html")
+    assert code == 0
+    assert json.loads(out) == demonstrated.to_dict()
+    assert f"report: {tmp_path / 'r.html'}" in err
+
+
+def test_the_demo_does_without_a_report(called, demonstrated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert called("demo", "--report", "")[0] == 0
+    monkeypatch.setattr("deadreckon.render.report.find_spec", lambda name: None)
+    code, out, err = called("demo")
+    assert code == 0
+    assert "report:" not in out
+    assert "pip install 'deadreckon[report]'" in err
+    assert not list(tmp_path.iterdir())

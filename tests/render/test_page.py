@@ -188,7 +188,7 @@ def test_without_its_packages_it_says_what_to_install(monkeypatch, package):
 
 
 def test_images_are_made_by_the_same_charts(tmp_path):
-    made = report(measurement("a/../b<c>", twins=1), trace(collapsed=True))
+    made = report(measurement("a/../b<c>"), trace(collapsed=True))
     files = made.save_images(tmp_path / "images")
     assert len(files) == len(made.figures)
     assert all(path.read_bytes().startswith(b"\x89PNG\r\n") for path in files)
@@ -224,7 +224,7 @@ def shaken(value, rng):
     return "" if isinstance(value, str) and not value.startswith("deadreckon.") and rng.random() < 0.05 else value
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_extreme_numbers_and_missing_parts_make_a_page_or_a_clear_error(seed):
     rng = random.Random(seed)
     records = [record_of(shaken(record.to_dict(), rng)) for record in everything()]
