@@ -12,20 +12,28 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 def browser():
     """Headless Chromium; without it tests are skipped, or fail where the environment says that it must be there."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
-    missing = "no Chromium on this machine (Debian, Ubuntu: apt install chromium)" if path is None else None
+    if path is None:
+        _without("no Chromium on this machine (Debian, Ubuntu: apt install chromium)")
     try:
-        from playwright.sync_api import sync_playwright
+        from playwright.sync_api import Error, sync_playwright
     except ImportError:
-        missing = "the Python package playwright is not installed"
-    if missing:
-        if os.environ.get("DEADRECKON_BROWSER") == "required":
-            pytest.fail(missing)
-        pytest.skip(missing)
-    # Root cannot have the sandbox, and containers often lack the user namespaces that it is made of.
+        _without("the Python package playwright is not installed")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        try:
+            # Root cannot have the sandbox, and containers often lack the user namespaces that it is made of.
+            chromium = playwright.chromium.launch(
+                executable_path=path, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
+        except Error as error:
+            _without(f"{path} does not start: {str(error).partition(chr(10))[0]}")
         yield chromium
         chromium.close()
+
+
+def _without(why):
+    if os.environ.get("DEADRECKON_BROWSER") == "required":
+        pytest.fail(why)
+    pytest.skip(why)
 
 
 @pytest.fixture

@@ -35,4 +35,5 @@ def report(places: tuple[Path, ...], out: Path, png: Path | None, svg: Path | No
         click.echo(made.headline)
         click.echo(f"report: {out}")
         if folders:
-            click.echo(f"charts: {len(images)} images in {', '.join(dict.fromkeys(map(str, folders.values())))}")
+            where = ", ".join(dict.fromkeys(map(str, folders.values())))
+            click.echo(f"charts: {len(images)} {'image' if len(images) == 1 else 'images'} in {where}")

@@ -29,7 +29,7 @@ def section(findings: Findings) -> Section | None:
         paragraph(
             "Eigenvalues of the covariance of each norm's output, relative to their mean. Shaded: the ranks that the "
             "parameters predict to be dead. Dashed: what counts as dead. Open circles are at their floor, which is "
-            "rounding: only that they are small means something."
+            "rounding: only that they are small means something, and one that rounding made negative is drawn at it."
         )
     ]
     if left_out := len(named) - min(len(chosen), MOST):
