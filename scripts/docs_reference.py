@@ -51,6 +51,7 @@ PAGES = (
     "docs/probe.md",
     "docs/hub.md",
     "docs/scale.md",
+    "docs/report.md",
     "docs/reproduce.md",
     *(f"docs/claims/{page}.md" for page in CLAIMS),
 )

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deadreckon.forward.spectrum import Eigensolver, register_eigensolver
     from deadreckon.kernel.norm import NormKind, register_norm_kind
     from deadreckon.kernel.subspace import DeadSubspace
+    from deadreckon.render.report import Report, report
     from deadreckon.results.census import Census
     from deadreckon.results.diff import Difference
     from deadreckon.results.fisher import Fisher
@@ -56,6 +57,7 @@ _HOMES = {
     "NormKind": "kernel.norm",
     "Probe": "results.probe",
     "Reading": "results.reading",
+    "Report": "render.report",
     "Reproduction": "results.reproduction",
     "Trace": "results.trace",
     "census": "verbs.census",
@@ -72,6 +74,7 @@ _HOMES = {
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
     "register_norm_kind": "kernel.norm",
+    "report": "render.report",
     "reproduce": "study.reproduce",
     "trace": "verbs.trace",
 }
@@ -91,6 +94,7 @@ __all__ = [
     "NormKind",
     "Probe",
     "Reading",
+    "Report",
     "Reproduction",
     "Trace",
     "census",
@@ -107,6 +111,7 @@ __all__ = [
     "register_eigensolver",
     "register_format",
     "register_norm_kind",
+    "report",
     "reproduce",
     "trace",
 ]

@@ -23,6 +23,7 @@ _VERBS = {
     "fisher": "Fisher information along the parameter steps that a norm's kernel makes dead.",
     "trace": "Where the residual stream loses a direction, block by block, and why (not a matrix trace).",
     "probe": "Screen a norm layer of your own code for directions of its output that never vary.",
+    "report": "Saved results as one HTML page: verdicts, charts, tables and where they come from.",
     "atlas": "Build or check the table of architectures that reading relies on (needs torch and transformers).",
     "reproduce": "The paper's table of 14 models, and a verdict on each of its claims.",
     "demo": "The main job on two small trained models, one LayerNorm and one RMSNorm.",
