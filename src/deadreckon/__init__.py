@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.probe import Probe
     from deadreckon.results.reading import Classifications, Reading
+    from deadreckon.results.sweep import Sweep, TaskTable
     from deadreckon.results.trace import Trace
+    from deadreckon.study.sweep import sweep
+    from deadreckon.study.table import table
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.diff import diff
@@ -54,6 +57,8 @@ _HOMES = {
     "NormKind": "kernel.norm",
     "Probe": "results.probe",
     "Reading": "results.reading",
+    "Sweep": "results.sweep",
+    "TaskTable": "results.sweep",
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
@@ -69,6 +74,8 @@ _HOMES = {
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
     "register_norm_kind": "kernel.norm",
+    "sweep": "study.sweep",
+    "table": "study.table",
     "trace": "verbs.trace",
 }
 
@@ -87,6 +94,8 @@ __all__ = [
     "NormKind",
     "Probe",
     "Reading",
+    "Sweep",
+    "TaskTable",
     "Trace",
     "census",
     "classify",
@@ -102,6 +111,8 @@ __all__ = [
     "register_eigensolver",
     "register_format",
     "register_norm_kind",
+    "sweep",
+    "table",
     "trace",
 ]
 

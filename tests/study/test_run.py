@@ -1,5 +1,6 @@
 """Tasks carried out: one's failure never stops the rest, nothing done is done again, nothing is done twice."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -9,6 +10,7 @@ import pytest
 
 from deadreckon.study import run
 from deadreckon.study.plan import Planned, stamped
+from deadreckon.study.resources import Resources
 from deadreckon.study.run import finished, in_process, run_all, run_task
 from deadreckon.study.store import Store
 
@@ -119,7 +121,7 @@ def test_threads_are_set_for_a_task_and_put_back(monkeypatch):
 
     monkeypatch.setattr("deadreckon.verbs.census.census", census)
     before = torch.get_num_threads()
-    run_task(PLANS[1], threads=3)
+    run_task(dataclasses.replace(PLANS[1], resources=Resources(cpus=3)))
     assert seen[0][0] == 3
     assert seen[0][1] <= {3, 1}  # a BLAS that was built or told to have one has one
     assert torch.get_num_threads() == before

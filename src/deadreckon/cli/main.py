@@ -23,6 +23,8 @@ _VERBS = {
     "fisher": "Fisher information along the parameter steps that a norm's kernel makes dead.",
     "trace": "Where the residual stream loses a direction, block by block, and why (not a matrix trace).",
     "probe": "Screen a norm layer of your own code for directions of its output that never vary.",
+    "sweep": "Verbs on many models, revisions, seeds and data from a YAML file; resumable, here or on Ray.",
+    "table": "The main figures of a sweep's tasks: in the terminal, as CSV, Parquet or JSON.",
     "atlas": "Build or check the table of architectures that reading relies on (needs torch and transformers).",
     "demo": "The main job on two small trained models, one LayerNorm and one RMSNorm.",
 }

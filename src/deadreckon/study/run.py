@@ -31,13 +31,12 @@ Progress = Callable[[int, int, Task | None], None]
 _WAIT = 0.5  # seconds between two looks at what another process has claimed
 
 
-def run_task(planned: Planned, *, threads: int | None = None) -> Outcome:
+def run_task(planned: Planned) -> Outcome:
     """Call a verb on a model.
 
     Args:
-        planned: what to call on what.
-        threads: of torch and NumPy while it runs, for figures that are equal to the last bit wherever it runs; None
-            leaves them as they are.
+        planned: what to call on what. Its cpus are the threads of torch and NumPy while it runs, so that figures are
+            equal to the last bit wherever it runs.
 
     Returns:
         The task with the verb's record, and its vectors. Whatever the verb raised makes a failed task.
@@ -46,7 +45,7 @@ def run_task(planned: Planned, *, threads: int | None = None) -> Outcome:
     result, vectors, why = None, {}, ""
     try:
         verb = getattr(import_module(f"deadreckon.verbs.{planned.verb}"), planned.verb)
-        with _threads(threads):
+        with _threads(planned.resources.cpus if planned.resources else None):
             record = verb(planned.name, **planned.options)
             result, vectors = json.loads(record.to_json()), dict(record.vectors)
     except Exception as error:  # one checkpoint's failure never stops the rest

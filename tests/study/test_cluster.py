@@ -1,0 +1,109 @@
+"""Ray, a real cluster of this machine: the same results, and tasks that outlive the workers they kill."""
+
+import os
+import time
+from functools import partial
+
+import pytest
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'deadreckon[ray]'")
+
+from deadreckon.errors import UnreachableError, UsageError
+from deadreckon.study.cluster import ATTEMPTS, ray_cluster
+from deadreckon.study.plan import Planned, stamped
+from deadreckon.study.resources import Resources
+from deadreckon.study.run import finished, in_process, run_all, run_task
+from deadreckon.study.store import Store
+from deadreckon.study.table import table
+
+ONE = Resources(cpus=1)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Started once for all tests here; the engine uses a cluster that is there."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield ray
+    ray.shutdown()
+
+
+def test_results_equal_those_of_this_process_to_the_last_bit(cluster, tmp_path, minilm):
+    plans = [
+        Planned("read", "demo:minilm", resources=ONE),
+        Planned("measure", "demo:minilm", options={"tokens": 400}, resources=ONE),
+        Planned("census", "random:pythia-160m", resources=ONE),
+        Planned("read", "/nowhere", resources=ONE),
+    ]
+    run_all(plans, Store(tmp_path / "here"), in_process)
+    run_all(plans, Store(tmp_path / "ray"), ray_cluster)
+    here, there = (table(tmp_path / name, timings=False) for name in ("here", "ray"))
+    assert here == there
+    assert [row["status"] for row in here.rows].count("done") == 3
+    key = next(row["key"] for row in here.rows if row["verb"] == "measure")
+    one, other = (Store(tmp_path / name).vectors(key) for name in ("here", "ray"))
+    assert {name: array.tobytes() for name, array in one.items()} == {k: v.tobytes() for k, v in other.items()}
+
+
+def test_a_task_whose_worker_dies_is_begun_again_and_one_that_always_kills_it_fails(cluster, tmp_path):
+    log = tmp_path / "log"
+
+    def call(plan):
+        with log.open("a") as file:
+            file.write(f"{plan.model}\n")
+        before = log.read_text().split().count(plan.model)
+        if plan.model == "random:always" or (plan.model.startswith("random:llama") and before < ATTEMPTS):
+            os.kill(os.getpid(), 9)
+        return run_task(plan)
+
+    plans = [Planned("read", f"random:{name}") for name in ("pythia-160m", "llama-3.1-8b", "always")]
+    fine, late, never = run_all(plans, Store(tmp_path / "store"), partial(ray_cluster, call=call))
+    assert (fine.status, late.status, never.status) == ("done", "done", "failed")
+    assert never.why == f"its worker died {ATTEMPTS} times (WorkerCrashedError)"
+    counts = [log.read_text().split().count(plan.model) for plan in plans]
+    assert counts[1:] == [ATTEMPTS, ATTEMPTS]
+    assert counts[0] == 1
+
+
+def test_tasks_run_side_by_side(cluster, tmp_path):
+    def call(plan):
+        """Ends only once another task has begun."""
+        (tmp_path / plan.key).touch()
+        deadline = time.monotonic() + 30
+        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return finished(plan, result={}, why=str(len(list(tmp_path.iterdir()))), seconds=0.0), {}
+
+    plans = stamped([Planned("read", f"random:pythia-160m#{i}", resources=ONE) for i in range(2)])
+    assert [task.why for task, _ in ray_cluster(plans, call)] == ["2", "2"]
+
+
+def test_a_worker_that_cannot_carry_a_task_out_fails_it(cluster):
+    def call(plan):
+        raise ImportError("no such verb on this node")
+
+    ((task, vectors),) = ray_cluster(stamped([Planned("read", "random:pythia-160m")]), call)
+    assert task.why == "the worker cannot carry it out: no such verb on this node"
+
+
+def test_more_than_the_machine_has_is_refused(cluster):
+    plans = stamped([Planned("read", "random:pythia-160m", resources=Resources(gpus=5))])
+    with pytest.raises(UsageError, match="takes 5 GPU and this machine has"):
+        list(ray_cluster(plans))
+
+
+def test_memory_is_declared(cluster):
+    plans = stamped([Planned("read", "random:pythia-160m", resources=Resources(memory="100MB"))])
+    assert [task.status for task, _ in ray_cluster(plans)] == ["done"]
+    plans = stamped([Planned("read", "random:pythia-160m", resources=Resources(memory="900TB"))])
+    with pytest.raises(UsageError, match="memory"):
+        list(ray_cluster(plans))
+
+
+def test_without_tasks_no_cluster_is_started(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    assert list(ray_cluster([])) == []
+    with pytest.raises(UnreachableError, match=r"pip install 'deadreckon\[ray\]'"):
+        list(ray_cluster(stamped([Planned("read", "random:pythia-160m")])))
