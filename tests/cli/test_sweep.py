@@ -87,7 +87,7 @@ def test_a_folder_of_a_newer_version_is_refused(called, spec, tmp_path):
 def test_shards_of_one_sweep_share_its_folder(called, spec, tmp_path):
     for shard in ("1/3", "2/3", "3/3"):
         assert called("sweep", spec, "--shard", shard, "--quiet")[0] == 0
-    code, out, _ = called("sweep", spec, "--json")
+    _, out, _ = called("sweep", spec, "--json")
     assert (json.loads(out)["found"], json.loads(out)["computed"]) == (4, 0)
 
 
@@ -110,7 +110,7 @@ def test_from_python(tmp_path):
 
 
 def test_killed_and_started_again_from_the_command_line(spec, tmp_path):
-    """The command as a scheduler meets it: SIGKILL in the middle, the same command again, no task twice in the store."""
+    """The command as a scheduler meets it: SIGKILL in the middle, the same command again, no task twice."""
     names = ", ".join(f"'random:pythia-160m#{i}'" for i in range(40))
     spec.write_text(f"models: [{names}]\nverbs: [census]\n")
     command = [sys.executable, "-m", "deadreckon", "sweep", str(spec), "--json"]

@@ -84,7 +84,7 @@ def test_a_worker_that_cannot_carry_a_task_out_fails_it(cluster):
     def call(plan):
         raise ImportError("no such verb on this node")
 
-    ((task, vectors),) = ray_cluster(stamped([Planned("read", "random:pythia-160m")]), call)
+    ((task, _),) = ray_cluster(stamped([Planned("read", "random:pythia-160m")]), call)
     assert task.why == "the worker cannot carry it out: no such verb on this node"
 
 
