@@ -104,6 +104,33 @@ def _peers() -> list[list[str]]:
     return rows
 
 
+def _sweep() -> list[list[str]]:
+    figures = _figures("sweep")
+    killed, overhead = figures["killed"], figures["overhead_milliseconds_a_task"]
+    equal = {True: "the same", False: "another"}
+    times = sum(each["workers_killed"] + 1 for each in killed["kills"])
+    heads = [f"{figures['tasks']} tasks", "wall time", "overhead a task", "finished tasks computed again", "table"]
+    return [
+        heads,
+        ["---"] * len(heads),
+        ["in-process", f"{figures['in_process']['seconds']:.0f} s", f"{overhead['in-process']:.0f} ms", "0", "–"],
+        [
+            f"Ray, {figures['workers']} workers",
+            f"{figures['ray']['seconds']:.0f} s",
+            f"{overhead['ray']:.0f} ms",
+            "0",
+            equal[figures["ray_table_equals_in_process"]],
+        ],
+        [
+            f"the same, {times} SIGKILLs, {len(killed['kills'])} of them at the driver",
+            "",
+            "",
+            str(killed["kept_and_computed_again"]),
+            equal[figures["killed_table_equals_in_process"]],
+        ],
+    ]
+
+
 def _trace() -> list[list[str]]:
     return trace_rows(_figures("trace_trained")["models"])
 
@@ -203,6 +230,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "fisher_cost": _fisher_cost,
     "host": _host,
     "peers": _peers,
+    "sweep": _sweep,
     "trace": _trace,
     "trace_large": _trace_large,
 }
