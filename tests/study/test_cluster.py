@@ -14,6 +14,7 @@ from deadreckon.study.plan import Planned, stamped
 from deadreckon.study.resources import Resources
 from deadreckon.study.run import finished, in_process, run_all, run_task
 from deadreckon.study.store import Store
+from deadreckon.study.sweep import sweep
 from deadreckon.study.table import table
 
 ONE = Resources(cpus=1)
@@ -100,6 +101,14 @@ def test_memory_is_declared(cluster):
     plans = stamped([Planned("read", "random:pythia-160m", resources=Resources(memory="900TB"))])
     with pytest.raises(UsageError, match="memory"):
         list(ray_cluster(plans))
+
+
+def test_from_a_specification(cluster, tmp_path):
+    spec = {"models": ["random:pythia-160m", "random:none"], "verbs": ["read", "census"]}
+    swept = sweep(spec, tmp_path, engine="ray")
+    assert (swept.engine, swept.computed, swept.failed) == ("ray", 4, 2)
+    swept = sweep(spec, tmp_path)  # what one engine did, another finds
+    assert (swept.found, swept.computed) == (2, 2)
 
 
 def test_without_tasks_no_cluster_is_started(monkeypatch):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from deadreckon.errors import UnreachableError
+from deadreckon.errors import UnreachableError, UsageError
 from deadreckon.results.saved import record_of
 from deadreckon.results.schema import json_schema
 from deadreckon.results.sweep import failure_lines
@@ -56,11 +56,17 @@ def test_without_timings_tables_of_the_same_tasks_are_equal(folder, tmp_path):
 
 
 def test_further_figures_by_their_paths(folder):
-    more = ["predicted_eigenvalues.0", "evidence.0.says", "norms.length", "nothing.9", "direction"]
+    more = ["predicted_eigenvalues.0", "evidence.0.says", "norms.length", "revision", "transfer", "direction"]
     read = table(folder, more=more).rows[-1]
-    assert [read[path] for path in more[1:4]] == ["layernorm", 1, None]
+    assert [read[path] for path in more[1:5]] == ["layernorm", 1, None, None]
     assert abs(read["predicted_eigenvalues.0"]) < 1e-12
     assert json.loads(read["direction"])["participation_ratio"] == read["direction.participation_ratio"]
+
+
+@pytest.mark.parametrize("path", ["nothing", "evidence.9", "kind.0", "direction.top.0.wieght", "norms.-2"])
+def test_a_figure_that_no_task_has_is_refused(folder, path):
+    with pytest.raises(UsageError, match="no task has a figure"):
+        table(folder, more=[path])
 
 
 def test_csv_reads_back(folder):

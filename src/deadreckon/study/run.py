@@ -161,9 +161,9 @@ def run_all(
 
 def _forget_failures(there: Iterable[Task], plans: Iterable[Planned], store: Store) -> None:
     """Drop failures of these same requests under other keys: the model was not there, or another one was."""
-    asked = {(plan.verb, plan.name, _text(plan.options)): plan.key for plan in plans}
+    asked = {(plan.verb, plan.model, plan.revision, _text(plan.options)): plan.key for plan in plans}
     for task in there:
-        key = asked.get((task.verb, Planned(task.verb, task.model, task.revision).name, _text(task.options)))
+        key = asked.get((task.verb, task.model, task.revision, _text(task.options)))
         if task.status == "failed" and key not in {None, task.key}:
             store.drop(task.key)
 

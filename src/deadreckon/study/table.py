@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deadreckon.errors import UnreachableError
+from deadreckon.errors import UnreachableError, UsageError
 from deadreckon.results.sweep import TaskTable
 from deadreckon.results.task import Task
 from deadreckon.study.store import Store
@@ -49,6 +49,7 @@ FIGURES: dict[str, tuple[str, ...]] = {
 """Verb -> paths into its record: keys, indices (-1 is the last), and length."""
 
 _TASK = ("verb", "model", "revision", "step", "seed")
+_NOWHERE: Any = object()
 _END = ("status", "why", "commit", "seconds", "key")
 
 
@@ -64,10 +65,16 @@ def table(folder: str | Path, *, timings: bool = True, more: Sequence[str] = ())
         One row a task, sorted by model, step, revision, verb, seed and options. `rows` makes a data frame as it is.
 
     Raises:
+        UsageError: no task has one of the further figures.
         InputError: a file is no task, or one that a newer version made.
         UnreachableError: there are no results in the folder.
     """
     tasks = Store(folder).tasks()
+    for path in more:
+        if tasks and all(_at(task.result or {}, path) is _NOWHERE for task in tasks):
+            raise UsageError(
+                f"no task has a figure {path!r}: name a path into a verb's record, e.g. protocol.norm_tolerance"
+            )
     rows = [_row(task, more) for task in tasks]
     options = sorted({name for row in rows for name in row if name.startswith("options.")})
     figures = dict.fromkeys(path for verb in FIGURES for path in FIGURES[verb] if any(t.verb == verb for t in tasks))
@@ -129,21 +136,23 @@ def _row(task: Task, more: Sequence[str]) -> dict[str, Cell]:
 
 
 def _at(data: Any, path: str) -> Any:
-    """What a path leads to; None where it leads nowhere."""
+    """What a path leads to; `_NOWHERE` where there is no such thing, which is not a null that is there."""
     for part in path.split("."):
         if isinstance(data, dict):
-            data = data.get(part)
+            data = data.get(part, _NOWHERE)
         elif isinstance(data, list) and part == "length":
             return len(data)
         elif isinstance(data, list) and part.lstrip("-").isdecimal() and -len(data) <= int(part) < len(data):
             data = data[int(part)]
         else:
-            return None
+            return None if data is None else _NOWHERE
     return data
 
 
 def _scalar(value: Any) -> Cell:
-    return json.dumps(value, sort_keys=True) if isinstance(value, list | dict) else value
+    if isinstance(value, list | dict):
+        return json.dumps(value, sort_keys=True)
+    return None if value is _NOWHERE else value
 
 
 def _spelt(cell: Cell) -> str:
