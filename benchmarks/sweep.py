@@ -31,7 +31,7 @@ from common import write
 from deadreckon.study.cluster import ray_cluster
 from deadreckon.study.expand import expand
 from deadreckon.study.plan import Planned, stamped
-from deadreckon.study.run import Call, Outcome, finished, in_process, run_all, run_task
+from deadreckon.study.run import Call, Engine, Outcome, finished, in_process, run_all, run_task
 from deadreckon.study.spec import load_spec
 from deadreckon.study.store import Store
 from deadreckon.study.table import table, to_csv
@@ -98,7 +98,9 @@ def drive(engine: str, checkpoints: Path, folder: Path) -> None:
     started = time.perf_counter()
     plans = expand(*load_spec(specification(checkpoints)))
     call = noting(folder.with_suffix(".log"), run_task)
-    run = partial(ray_cluster, call=call, workers=WORKERS) if engine == "ray" else partial(in_process, call=call)
+    run: Engine = (
+        partial(ray_cluster, call=call, workers=WORKERS) if engine == "ray" else partial(in_process, call=call)
+    )
     tasks = run_all(plans, Store(folder), run)
     print(json.dumps({"seconds": time.perf_counter() - started, "tasks_seconds": sum(task.seconds for task in tasks)}))
 
@@ -203,7 +205,7 @@ def overhead(folder: Path, count: int = 200) -> dict[str, float]:
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(address="local", num_cpus=WORKERS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    list(ray_cluster(plans[:20], nothing))  # workers are started
+    run_all(plans[:20], Store(folder / "warm"), partial(ray_cluster, call=nothing))  # workers are started
     found = {}
     for name, engine in (("in-process", in_process), ("ray", ray_cluster)):
         started = time.perf_counter()

@@ -71,36 +71,40 @@ def test_a_task_whose_worker_dies_is_begun_again_and_one_that_always_kills_it_fa
 def test_tasks_run_side_by_side(cluster, tmp_path):
     def call(plan):
         """Ends only once another task has begun."""
-        (tmp_path / plan.key).touch()
+        (begun / plan.key).touch()
         deadline = time.monotonic() + 30
-        while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        while len(list(begun.iterdir())) < 2 and time.monotonic() < deadline:
             time.sleep(0.01)
-        return finished(plan, result={}, why=str(len(list(tmp_path.iterdir()))), seconds=0.0), {}
+        return finished(plan, result=None, why=str(len(list(begun.iterdir()))), seconds=0.0), {}
 
+    begun, store = tmp_path / "begun", Store(tmp_path / "store")
+    begun.mkdir()
+    store.prepare()
     plans = stamped([Planned("read", f"random:pythia-160m#{i}", resources=ONE) for i in range(2)])
-    assert [task.why for task, _ in ray_cluster(plans, call)] == ["2", "2"]
+    assert [task.why for task in ray_cluster(plans, store, call)] == ["2", "2"]
 
 
-def test_a_worker_that_cannot_carry_a_task_out_fails_it(cluster):
+def test_a_worker_that_cannot_carry_a_task_out_fails_it(cluster, tmp_path):
     def call(plan):
         raise ImportError("no such verb on this node")
 
-    ((task, _),) = ray_cluster(stamped([Planned("read", "random:pythia-160m")]), call)
+    (task,) = run_all([Planned("read", "random:pythia-160m")], Store(tmp_path), partial(ray_cluster, call=call))
     assert task.why == "the worker cannot carry it out: no such verb on this node"
 
 
-def test_more_than_the_machine_has_is_refused(cluster):
+def test_more_than_the_machine_has_is_refused(cluster, tmp_path):
     plans = stamped([Planned("read", "random:pythia-160m", resources=Resources(gpus=5))])
     with pytest.raises(UsageError, match="takes 5 GPU and this machine has"):
-        list(ray_cluster(plans))
+        list(ray_cluster(plans, Store(tmp_path)))
 
 
-def test_memory_is_declared(cluster):
+def test_memory_is_declared(cluster, tmp_path):
+    Store(tmp_path).prepare()
     plans = stamped([Planned("read", "random:pythia-160m", resources=Resources(memory="100MB"))])
-    assert [task.status for task, _ in ray_cluster(plans)] == ["done"]
+    assert [task.status for task in ray_cluster(plans, Store(tmp_path))] == ["done"]
     plans = stamped([Planned("read", "random:pythia-160m", resources=Resources(memory="900TB"))])
     with pytest.raises(UsageError, match="memory"):
-        list(ray_cluster(plans))
+        list(ray_cluster(plans, Store(tmp_path)))
 
 
 def test_from_a_specification(cluster, tmp_path):
@@ -111,8 +115,34 @@ def test_from_a_specification(cluster, tmp_path):
     assert (swept.found, swept.computed) == (2, 2)
 
 
-def test_without_tasks_no_cluster_is_started(monkeypatch):
+def test_a_folder_that_cannot_be_written_to_stops_the_sweep(cluster, tmp_path):
+    plans = [Planned("read", f"random:pythia-160m#{i}") for i in range(4)]
+    store = Store(tmp_path)
+
+    def call(plan):
+        """A file where the store has a folder: the write fails in the worker, as on a full disk."""
+        if (tmp_path / "tasks").is_dir():
+            (tmp_path / "tasks").rename(tmp_path / "away")
+            (tmp_path / "tasks").touch()
+        return run_task(plan)
+
+    with pytest.raises(UnreachableError, match="nothing was written there"):
+        run_all(plans, store, partial(ray_cluster, call=call))
+    with pytest.raises(UnreachableError, match="a node does not see it"):
+        list(ray_cluster(stamped(plans[:1]), Store(tmp_path / "elsewhere")))
+
+
+def test_what_another_process_is_at_is_left_to_it(cluster, tmp_path):
+    store = Store(tmp_path)
+    store.prepare()
+    plans = stamped([Planned("read", "random:pythia-160m"), Planned("read", "random:llama-3.1-8b")])
+    claim = store.claim(plans[0].key)
+    assert {task and task.key for task in ray_cluster(plans, store)} == {None, plans[1].key}
+    claim.release()
+
+
+def test_without_tasks_no_cluster_is_started(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    assert list(ray_cluster([])) == []
+    assert run_all([], Store(tmp_path), ray_cluster) == []
     with pytest.raises(UnreachableError, match=r"pip install 'deadreckon\[ray\]'"):
-        list(ray_cluster(stamped([Planned("read", "random:pythia-160m")])))
+        run_all([Planned("read", "random:pythia-160m")], Store(tmp_path), ray_cluster)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -30,7 +31,7 @@ def counting(calls):
         calls.append(plan.key)
         return run_task(plan)
 
-    return lambda plans: in_process(plans, call)
+    return partial(in_process, call=call)
 
 
 def timeless(task):
@@ -139,7 +140,7 @@ def test_two_runs_at_once_share_the_work(store):
         slow(plan)
         return run_task(plan)
 
-    runs = [threading.Thread(target=run_all, args=(PLANS, store, lambda plans: in_process(plans, done))) for _ in "ab"]
+    runs = [threading.Thread(target=run_all, args=(PLANS, store, partial(in_process, call=done))) for _ in "ab"]
     for thread in runs:
         thread.start()
     for thread in runs:
@@ -160,7 +161,8 @@ def test_what_another_process_has_is_waited_for_and_taken_over_when_it_ends(stor
 
 
 _KILLED = """
-import os, random, sys, time
+import os, sys, time
+from functools import partial
 from deadreckon.study.plan import Planned
 from deadreckon.study.run import in_process, run_all, run_task
 from deadreckon.study.store import Store
@@ -175,7 +177,7 @@ def call(plan):
     return outcome
 
 models = [f"random:pythia-160m#{i}" for i in range(60)]
-run_all([Planned("read", model) for model in models], Store(folder), lambda plans: in_process(plans, call))
+run_all([Planned("read", model) for model in models], Store(folder), partial(in_process, call=call))
 """
 
 

@@ -6,74 +6,91 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
-from deadreckon.errors import UnreachableError, UsageError
+from deadreckon.errors import DeadreckonError, UnreachableError, UsageError
 from deadreckon.results.sizes import parse_size
+from deadreckon.results.task import Task
 from deadreckon.study.plan import Planned
 from deadreckon.study.resources import Resources
-from deadreckon.study.run import Call, Outcome, finished, run_task
+from deadreckon.study.run import Call, carry_out, finished, run_task
+from deadreckon.study.store import Store
 
 ATTEMPTS = 3
 """How often a task is begun whose worker dies."""
 
 
 def ray_cluster(
-    plans: Iterable[Planned], call: Call = run_task, *, address: str | None = None, workers: int | None = None
-) -> Iterator[Outcome]:
+    plans: Iterable[Planned],
+    store: Store,
+    call: Call = run_task,
+    *,
+    address: str | None = None,
+    workers: int | None = None,
+) -> Iterator[Task | None]:
     """Tasks carried out by Ray's workers, as many at a time as their resources allow.
+
+    A worker claims the task and keeps its result by itself: what was computed to the end is there, also if this process
+    is no more.
 
     Args:
         plans: what to carry out.
+        store: where to keep it, a folder that all nodes see.
         call: what carries one out.
         address: of a cluster that is there, as ray.init takes it; by default one is started on this machine and ended.
         workers: cores that such a cluster may use; by default all.
 
     Yields:
-        Outcomes as they come. A task whose worker dies is begun anew, ATTEMPTS times in all.
+        Tasks as they come to their end; None for those that another process has. A task whose worker dies is begun
+        anew, ATTEMPTS times in all.
 
     Raises:
-        UnreachableError: Ray is not installed, or there is no cluster at the address.
+        UnreachableError: Ray is not installed, there is no cluster at the address, or the store cannot be written to.
         UsageError: a task takes more than the machine has.
     """
     todo = iter(plans)
-    if (first := next(todo, None)) is None:  # a cluster takes seconds to start
-        return
-    todo = chain([first], todo)
+    folder = store.folder.resolve()
     with _cluster(address, workers) as ray:
-        work = ray.remote(max_retries=0)(call)
-        local = address is None
+        work = ray.remote(max_retries=0)(_work)
         running: dict[Any, tuple[Planned, int]] = {}
 
         def begin(plan: Planned, attempt: int) -> None:
-            running[work.options(**_demands(ray, plan, local=local)).remote(plan)] = plan, attempt
+            demands = _demands(ray, plan, local=address is None)
+            running[work.options(**demands).remote(plan, folder, call)] = plan, attempt
 
-        drained = False
+        def fail(plan: Planned, why: str) -> Task:
+            task = finished(plan, result=None, why=" ".join(why.split()), seconds=0.0)
+            store.write(task, {})
+            return task
+
         while True:
-            while not drained and len(running) < _room(ray):
-                if (plan := next(todo, None)) is None:
-                    drained = True
-                else:
-                    begin(plan, 1)
+            for plan in islice(todo, max(0, _room(ray) - len(running))):
+                begin(plan, 1)
             if not running:
                 return
             ended, _ = ray.wait(list(running), num_returns=1)
             plan, attempt = running.pop(ended[0])
             try:
                 yield ray.get(ended[0])
-            except ray.exceptions.RayTaskError as error:  # run_task answers for verbs: this is the worker's own failing
-                yield _failed(plan, f"the worker cannot carry it out: {error.cause or error}")
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, DeadreckonError):  # not the verb's, which are the task's: the store's
+                    raise error.cause from None
+                yield fail(plan, f"the worker cannot carry it out: {error.cause or error}")
             except ray.exceptions.RayError as error:
                 if attempt < ATTEMPTS:
                     begin(plan, attempt + 1)
                 else:
                     what = "ran out of memory" if isinstance(error, ray.exceptions.OutOfMemoryError) else "died"
-                    yield _failed(plan, f"its worker {what} {ATTEMPTS} times ({type(error).__name__})")
+                    yield fail(plan, f"its worker {what} {ATTEMPTS} times ({type(error).__name__})")
 
 
-def _failed(plan: Planned, why: str) -> Outcome:
-    return finished(plan, result=None, why=" ".join(why.split()), seconds=0.0), {}
+def _work(plan: Planned, folder: Path, call: Call) -> Task | None:
+    """What a worker does."""
+    if not folder.is_dir():
+        raise UnreachableError(f"{folder}: a node does not see it; name a folder that all nodes of the cluster share")
+    return carry_out(plan, Store(folder), call)
 
 
 def _demands(ray: Any, plan: Planned, *, local: bool) -> dict[str, Any]:
@@ -93,7 +110,7 @@ def _demands(ray: Any, plan: Planned, *, local: bool) -> dict[str, Any]:
 
 
 def _room(ray: Any) -> int:
-    """Tasks to have begun or waiting at a time: enough that no worker idles, few enough that others find some too."""
+    """Tasks to have begun or waiting at a time: enough that no worker idles."""
     return int(2 * max(1, ray.cluster_resources().get("CPU", 1)))
 
 
