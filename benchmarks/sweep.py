@@ -117,8 +117,9 @@ def whole(engine: str, checkpoints: Path, folder: Path) -> dict[str, float]:
     out, _ = process.communicate()
     if process.returncode:
         raise SystemExit(f"the {engine} run ended with {process.returncode}")
+    begun, ended = counted(folder)
     figures: dict[str, float] = json.loads(out)
-    return figures
+    return figures | {"begun": begun.total(), "ended": ended.total()}
 
 
 def kept(folder: Path) -> set[str]:
@@ -180,8 +181,7 @@ def killed(checkpoints: Path, folder: Path, tasks: int) -> dict[str, Any]:
     again = sum(
         what == "begin" and key in each["in_store"] for each in rounds for what, key, _ in notes[each["noted"] :]
     )
-    begun = Counter(key for what, key, _ in notes if what == "begin")
-    ended = Counter(key for what, key, _ in notes if what == "end")
+    begun, ended = counted(folder)
     shown = [{k: v for k, v in each.items() if k not in {"in_store", "noted"}} for each in rounds]
     return {
         "kills": shown,
@@ -192,6 +192,13 @@ def killed(checkpoints: Path, folder: Path, tasks: int) -> dict[str, Any]:
         "computed_to_the_end_twice_because_killed_before_it_was_kept": ended.total() - len(ended),
         "kept_and_computed_again": again,
     }
+
+
+def counted(folder: Path) -> tuple[Counter[str], Counter[str]]:
+    """How often each task was begun, and how often computed to its end."""
+    notes = noted(folder)
+    begun = Counter(key for what, key, _ in notes if what == "begin")
+    return begun, Counter(key for what, key, _ in notes if what == "end")
 
 
 def overhead(folder: Path, count: int = 200) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,23 +110,30 @@ def _sweep() -> list[list[str]]:
     killed, overhead = figures["killed"], figures["overhead_milliseconds_a_task"]
     equal = {True: "the same", False: "another"}
     times = sum(each["workers_killed"] + 1 for each in killed["kills"])
-    heads = [f"{figures['tasks']} tasks", "wall time", "overhead a task", "finished tasks computed again", "table"]
+    heads = [f"{figures['tasks']} tasks", "wall time", "overhead a task", "begun", "computed to the end", "table"]
+    counts = [[str(figures[run][what]) for what in ("begun", "ended")] for run in ("in_process", "ray", "killed")]
     return [
         heads,
         ["---"] * len(heads),
-        ["in-process", f"{figures['in_process']['seconds']:.0f} s", f"{overhead['in-process']:.0f} ms", "0", "–"],
+        [
+            "in-process",
+            f"{figures['in_process']['seconds']:.0f} s",
+            f"{overhead['in-process']:.0f} ms",
+            *counts[0],
+            "–",
+        ],
         [
             f"Ray, {figures['workers']} workers",
             f"{figures['ray']['seconds']:.0f} s",
             f"{overhead['ray']:.0f} ms",
-            "0",
+            *counts[1],
             equal[figures["ray_table_equals_in_process"]],
         ],
         [
             f"the same, {times} SIGKILLs, {len(killed['kills'])} of them at the driver",
             "",
             "",
-            str(killed["kept_and_computed_again"]),
+            *counts[2],
             equal[figures["killed_table_equals_in_process"]],
         ],
     ]
@@ -216,13 +224,88 @@ def _planted() -> list[list[str]]:
     return rows
 
 
+def _command(name: str) -> str:
+    return str(json.loads((RESULTS / f"{name}.json").read_text())["environment"]["command"])
+
+
 def _figures(name: str) -> Any:
     figures: Any = json.loads((RESULTS / f"{name}.json").read_text())["figures"]
     return figures
 
 
+def _claims() -> list[list[str]]:
+    rows = [["claim", "the paper", "here", "verdict"], ["---"] * 4]
+    return rows + [
+        [_sign(c["says"]), _sign(c["theirs"]) or "–", _sign(c["ours"]), _words(c["verdict"])]
+        for c in _judged().values()
+    ]
+
+
+def _claim(name: str) -> list[list[str]]:
+    claim = _judged()[name]
+    return [["", claim["says"]], ["---"] * 2, ["the paper", _sign(claim["theirs"]) or "not a claim of the paper's"],
+            ["here", _sign(claim["ours"])], ["verdict", _words(claim["verdict"])]]  # fmt: skip
+
+
+def _judged() -> dict[str, dict[str, str]]:
+    """Claims by name, from whichever run tested them."""
+    claims = [c for record in ("reproduce_h200", "reproduce_trained") for c in _figures(record)["record"]["claims"]]
+    tested = {c["name"]: c for c in claims if c["verdict"] != "not_tested"}
+    return {c["name"]: tested.get(c["name"], c) for c in claims}
+
+
+def _reproduce() -> list[list[str]]:
+    heads = ["`random:`", "parameters", "kind", "d", "seeds", "dtype", "γ⁻¹", "γ⁻¹, gains redrawn", "1/√d there"]
+    rows = [[*heads, "λ_dead/mean, float64", "stream, smallest step ratio"], ["---"] * (len(heads) + 2)]
+    for row in _figures("reproduce_h200")["record"]["models"]:
+        size = row["parameters"]
+        redrawn = ["–" if row[key] is None else f"{row[key]:.6f}" for key in ("alignment_redrawn", "uniform_redrawn")]
+        stream = f"{row['trace']} {row['smallest_step_ratio']:.3f}" if row["trace"] else "–"
+        about = [row["model"].removeprefix("random:"), f"{size / 1e9:.2f}B", row["kind_seen"], str(row["hidden_size"])]
+        found = [f"{row['alignment']:.6f}", *redrawn, f"{row['dead_share_float64']:.0e}", stream]
+        rows.append([*about, str(len(row["seeds"])), row["dtype"], *found])
+    return rows
+
+
+def _reproduce_time() -> list[list[str]]:
+    rows = [["run", "wall time, imports included", "of it"], ["---"] * 3]
+    for name in ("reproduce_once_h200", "reproduce_h200"):
+        figures = _figures(name)
+        parts = ", ".join(f"{kind.strip()} {seconds:.0f} s" for kind, seconds in figures["seconds_by_kind"].items())
+        rows.append([f"`{_command(name)}`", f"{figures['wall_seconds']:.0f} s", parts])
+    return rows
+
+
+def _reproduce_trained() -> list[list[str]]:
+    heads = ["model", "kind", "d", "inputs", "N/d", "deeper by, decades", "by the gain alone", "dead directions"]
+    rows = [[*heads, "twins", "by the gain", "learned", "stream"], ["---"] * (len(heads) + 4)]
+    for row in _figures("reproduce_trained")["record"]["trained"]:
+        decades = ["–" if row[key] is None else f"{row[key]:+.2f}" for key in ("deepening", "gain_decades")]
+        dead = [str(row[key]) for key in ("dead", "dead_twin", "algebraic_dead", "learned_dead")]
+        about = [row["model"], row["kind"], str(row["hidden_size"]), row["data"], f"{row['tokens_per_dimension']:.1f}"]
+        rows.append([*about, *decades, *dead, _words(row["trace"])])
+    return rows
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _sign(text: str) -> str:
+    """Text in a cell of a Markdown table."""
+    return text.replace("|", "\\|")
+
+
 TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "hub": _hub,
+    "claims": _claims,
+    **{
+        f"claim {name}": partial(_claim, name)
+        for name in ("kernel", "gain", "no_kernel", "residual", "classification", "fisher", "depth", "further")
+    },
+    "reproduce": _reproduce,
+    "reproduce_time": _reproduce_time,
+    "reproduce_trained": _reproduce_trained,
     "classify": _classify,
     "planted": _planted,
     "engine": _engine,

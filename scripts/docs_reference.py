@@ -39,6 +39,7 @@ from deadreckon.results.schema import MODULES, RECORDS, attributes, json_schema
 from deadreckon.study.spec import spec_schema
 
 ROOT = Path(__file__).resolve().parent.parent
+CLAIMS = "kernel", "rmsnorm", "residual", "classification", "fisher", "deepening", "further"
 PAGES = (
     "README.md",
     "docs/index.md",
@@ -52,6 +53,8 @@ PAGES = (
     "docs/hub.md",
     "docs/sweep.md",
     "docs/scale.md",
+    "docs/reproduce.md",
+    *(f"docs/claims/{page}.md" for page in CLAIMS),
 )
 SCHEMAS = "docs/schemas"
 

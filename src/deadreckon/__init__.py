@@ -25,8 +25,10 @@ if TYPE_CHECKING:
     from deadreckon.results.measurement import Measurement
     from deadreckon.results.probe import Probe
     from deadreckon.results.reading import Classifications, Reading
+    from deadreckon.results.reproduction import Reproduction
     from deadreckon.results.sweep import Sweep, TaskTable
     from deadreckon.results.trace import Trace
+    from deadreckon.study.reproduce import reproduce
     from deadreckon.study.sweep import sweep
     from deadreckon.study.table import table
     from deadreckon.verbs.census import census
@@ -57,6 +59,7 @@ _HOMES = {
     "NormKind": "kernel.norm",
     "Probe": "results.probe",
     "Reading": "results.reading",
+    "Reproduction": "results.reproduction",
     "Sweep": "results.sweep",
     "TaskTable": "results.sweep",
     "Trace": "results.trace",
@@ -74,6 +77,7 @@ _HOMES = {
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
     "register_norm_kind": "kernel.norm",
+    "reproduce": "study.reproduce",
     "sweep": "study.sweep",
     "table": "study.table",
     "trace": "verbs.trace",
@@ -94,6 +98,7 @@ __all__ = [
     "NormKind",
     "Probe",
     "Reading",
+    "Reproduction",
     "Sweep",
     "TaskTable",
     "Trace",
@@ -111,6 +116,7 @@ __all__ = [
     "register_eigensolver",
     "register_format",
     "register_norm_kind",
+    "reproduce",
     "sweep",
     "table",
     "trace",

@@ -53,7 +53,6 @@ def test_names(model, source):
         ("demo:", "a-z, 0-9, dots and hyphens"),
         ("demo:mini\nlm", "a-z, 0-9, dots and hyphens"),
         ("demo:minilm#1", "a-z, 0-9, dots and hyphens"),
-        ("timm:vit_base_patch16_224", "timm: is not read by this version; name a directory"),
     ],
 )
 def test_names_that_mean_nothing(model, why):

@@ -97,3 +97,28 @@ def test_every_entry_has_norms_but_the_one_that_ends_without():
                 zoo_norms(entry)
         else:
             assert zoo_norms(entry)[0].hidden_size == entry.hidden_size
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_a_shrunk_configuration_has_the_same_build(name):
+    """Small enough for a laptop; and what does not depend on size, such as its norms, is as in the published one."""
+    large, small = zoo_entry(name), zoo_entry(f"{name}-shrunk")
+    assert small.hidden_size <= 512 < 2 * large.hidden_size
+    assert small.layers <= 9
+    assert small.config_kwargs.keys() == large.config_kwargs.keys()
+    assert (small.parameters, small.published) == (None, False)
+    assert count(small) < 200_000_000
+    try:
+        norms = zoo_norms(large)
+    except UsageError:
+        with pytest.raises(UsageError, match=f"{name}-shrunk"):
+            zoo_norms(small)
+        return
+    for here, there in zip(zoo_norms(small), norms, strict=True):
+        assert (here.kind, here.role, here.gain_offset, here.eps) == (
+            there.kind,
+            there.role,
+            there.gain_offset,
+            there.eps,
+        )
+    assert zoo_norms(small)[0].gain.size == small.hidden_size

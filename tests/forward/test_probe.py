@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from deadreckon.forward import probe
 from deadreckon.forward.probe import probe_norm, probe_norms
 
 
@@ -224,3 +225,43 @@ def test_norms_of_a_model_are_found_by_what_they_do():
     model["again"] = model["first"]  # shared: appears once
     assert list(probe_norms(model)) == ["first", "block.oddly_named", "bare_norm"]
     assert [probe.kind.name for probe in probe_norms(model).values()] == ["layernorm", "rmsnorm", "layernorm"]
+
+
+class Switched(nn.Module):
+    """One class, four behaviours: by a flag, by a function that was handed over, by a fixed tensor."""
+
+    def __init__(self, offset=0.0, centre=True, after=torch.clone, scale=None):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(16))
+        self.offset, self.centre, self.after = offset, centre, after
+        if scale is not None:
+            self.register_buffer("scale", torch.tensor(scale))
+
+    def forward(self, x):
+        x = x - x.mean(-1, keepdim=True) if self.centre else x
+        y = x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        return self.after(y * (self.weight + self.offset)) * getattr(self, "scale", 1.0)
+
+
+def test_layers_of_one_build_are_run_once_and_no_others_are_taken_for_them(monkeypatch):
+    layers = [
+        *(Switched() for _ in range(5)),
+        Switched(offset=1.0),
+        Switched(centre=False),
+        Switched(after=lambda y: 2 * y),
+        Switched(after=lambda y: 3 * y),
+        Switched(scale=4.0),
+        Switched(scale=5.0),
+    ]
+    runs = []
+    monkeypatch.setattr(probe, "_run", lambda module, x, run=probe._run: runs.append(module) or run(module, x))
+    together = probe_norms(nn.ModuleList(layers))
+    assert len(runs) == 7 + 4  # a behaviour each; and where a factor leaves no closed form, the true gains
+    for (name, found), layer in zip(together.items(), layers, strict=True):
+        alone = probe_norm(layer)
+        assert (found.kind, found.gain_offset, found.gain_name) == (alone.kind, alone.gain_offset, alone.gain_name), (
+            name
+        )
+        assert np.array_equal(found.gain, alone.gain)
+        factor = float(getattr(layer, "scale", layer.after(torch.ones(()))))
+        assert np.allclose(found.gain, factor * (layer.weight.detach().double().numpy() + layer.offset), rtol=1e-6)

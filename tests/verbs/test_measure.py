@@ -211,6 +211,7 @@ def test_a_plain_module_and_its_own_batches():
 def test_one_shot_batches_serve_twins_too(neox):
     found = measure(neox, batches=(batch for batch in ids(neox) * 2), twin=1)
     assert found.tokens == found.twins[0].tokens == 2 * 64 * 24
+    assert found.twins[0].spectrum.native[0] == found.twins[0].lambda_min != found.lambda_min
 
 
 def test_block_norm_by_name_also_as_a_checkpoint_spells_it(neox):

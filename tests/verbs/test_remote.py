@@ -1,10 +1,11 @@
 """Verbs that run a model of the hub: its files are downloaded once, into huggingface_hub's own cache."""
 
 import pytest
+import torch
 from hub_server import Repository
 
 import deadreckon
-from deadreckon.errors import UnreachableError
+from deadreckon.errors import UnreachableError, UsageError
 from deadreckon.forward.tiny import tiny_model
 
 TOKENS = 600
@@ -45,3 +46,34 @@ def test_what_cannot_be_downloaded(tiny, hub, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UnreachableError, match=r"org/tiny: not in the cache"):
         deadreckon.measure("org/tiny", tokens=TOKENS)
+
+
+def test_timm_s_names_are_models_of_its_organisation(hub, tmp_path):
+    """Run where timm is installed, which needs a torchvision that fits torch."""
+    timm = pytest.importorskip("timm")
+    hub_layout = pytest.importorskip("timm.models._hub")
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", pretrained=False)
+    hub_layout.save_for_hf(model, tmp_path / "vit", model_config={"num_classes": 1000}, safe_serialization=True)
+    files = {path.name: path for path in (tmp_path / "vit").iterdir()}
+    hub.repositories["timm/vit_tiny_patch16_224.mine"] = Repository(files)
+    found = deadreckon.read("timm:vit_tiny_patch16_224.mine")
+    assert (found.kind, found.hidden_size, found.final_norm) == ("layernorm", 192, "norm.weight")
+    measured = deadreckon.measure("timm:vit_tiny_patch16_224.mine", seed=1)
+    assert (measured.protocol.status, measured.kind, measured.described_by) == ("ok", "layernorm", "checkpoint")
+    assert measured.alignment > 0.9999
+    assert len(deadreckon.trace("timm:vit_tiny_patch16_224.mine").blocks) == 13
+
+
+def test_reading_by_timm_s_name_needs_no_timm(hub, tmp_path):
+    import json
+
+    from safetensors.torch import save
+
+    norm = {"norm.weight": torch.rand(64) + 0.5, "norm.bias": torch.zeros(64)}
+    config = json.dumps({"architecture": "vit_tiny_patch16_224", "num_features": 64}).encode()
+    hub.repositories["timm/vit.mine"] = Repository({"config.json": config, "model.safetensors": save(norm)})
+    found = deadreckon.read("timm:vit.mine@main")
+    assert (found.model, found.kind, found.hidden_size) == ("timm/vit.mine@main", "layernorm", 64)
+    with pytest.raises(UsageError, match="not a name on the hub"):
+        deadreckon.read("timm:")

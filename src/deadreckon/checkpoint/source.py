@@ -5,10 +5,12 @@
 ``x.safetensors``, ``….index.json``       one safetensors file, or an index over shards
 ``x.gguf``                                a GGUF file
 ``ORG/NAME[/PATH][@REVISION]``            a model on the Hugging Face hub, or a file or folder in its repository
+``timm:NAME[@REVISION]``                  timm's name of a pretrained model: ``timm/NAME`` on the hub
 ``https://…/x.safetensors``               a file on a web server that serves byte ranges
 ``x.onnx``                                an ONNX file, with its external data beside it
 ``x.pt``, ``.pth``, ``.bin``, ``.ckpt``   a file of torch.save; its pickle is read as data and never run
 ``random:NAME[#SEED]``                    a published configuration of the zoo with random weights
+``random:NAME-shrunk[#SEED]``             a small model of the same build, for a laptop
 ``demo:NAME``                             a small trained model that a package ships
 ========================================  ============================================================
 
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 
 ACCEPTED = (
     "a directory with safetensors or pytorch_model.bin and config.json, a .safetensors file or its .index.json, a "
-    ".gguf, .onnx, .pt, .pth, .bin or .ckpt file, a model on the hub (ORG/NAME[@REVISION]), an https address, "
-    "random:NAME[#SEED], or demo:NAME"
+    ".gguf, .onnx, .pt, .pth, .bin or .ckpt file, a model on the hub (ORG/NAME[@REVISION]), timm:NAME, an https "
+    "address, random:NAME[#SEED], or demo:NAME"
 )
 """What a model may be, in words."""
 
@@ -101,6 +103,8 @@ def parse_model(model: str | os.PathLike[str]) -> Source:
     scheme, rest = match.groups()
     if scheme in {"https", "http"}:
         return Source("url", model)
+    if scheme == "timm":
+        return Source("hub", f"timm/{rest}")
     if scheme == "demo":
         return Source("demo", _short_name(model, rest))
     if scheme == "random":

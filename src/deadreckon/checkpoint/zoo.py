@@ -1,4 +1,4 @@
-"""The zoo: published configurations that ``random:NAME`` builds with random weights.
+"""The zoo: published configurations that ``random:NAME`` builds with random weights, and ``random:NAME-shrunk`` small.
 
 Each entry names transformers' classes and the keyword arguments of the config, with the parameter count that the model
 was published with where one is known exactly, and that of the configuration otherwise.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,14 @@ from typing import Any
 import numpy as np
 
 from deadreckon.checkpoint.atlas import lookup
+from deadreckon.checkpoint.shrunk import shrunk
 from deadreckon.errors import UsageError
 from deadreckon.kernel.norm import Norm, norm_kind
 
 _ZOO_PATH = Path(__file__).parent / "data" / "zoo.json"
+_SHRUNK = "-shrunk"
+_WIDTHS = "hidden_size", "n_embd", "d_model"
+_LAYERS = "num_hidden_layers", "n_layer", "n_layers"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class ZooEntry:
         model_type: transformers' name of the architecture.
         hidden_size: width of the (text) residual stream.
         layers: number of its blocks.
-        parameters: parameter count, tied weights once.
+        parameters: parameter count, tied weights once; None for a shrunk one.
         published: whether `parameters` is a published count; if not, it was counted on this configuration.
         provenance: where the configuration was taken from.
         note: what is and is not part of the model.
@@ -50,7 +54,7 @@ class ZooEntry:
     model_type: str
     hidden_size: int
     layers: int
-    parameters: int
+    parameters: int | None
     published: bool
     provenance: str
     note: str = ""
@@ -68,10 +72,10 @@ def zoo_names() -> tuple[str, ...]:
 
 
 def zoo_entry(name: str) -> ZooEntry:
-    """The published configuration of that name.
+    """The published configuration of that name, or a small one of its build.
 
     Args:
-        name: as in ``random:NAME``.
+        name: as in ``random:NAME`` or ``random:NAME-shrunk``.
 
     Returns:
         The entry.
@@ -82,6 +86,8 @@ def zoo_entry(name: str) -> ZooEntry:
     entries = _entries()
     if name in entries:
         return entries[name]
+    if name.removesuffix(_SHRUNK) in entries:
+        return _small(entries[name.removesuffix(_SHRUNK)])
     from difflib import get_close_matches
 
     wanted = name.lower()
@@ -132,6 +138,23 @@ def zoo_norms(entry: ZooEntry) -> list[Norm]:
             f"random:{entry.name}: this architecture ends un-normed{f' ({why})' if why else ''}: it has no final norm"
         )
     return norms
+
+
+def _small(entry: ZooEntry) -> ZooEntry:
+    config = shrunk(entry.config_kwargs)
+    stream = config.get("text_config", config)
+    width, layers = (next(stream[k] for k in keys if k in stream) for keys in (_WIDTHS, _LAYERS))
+    note = "shrunk: heads, widths, blocks and vocabulary are not the published ones"
+    return replace(
+        entry,
+        name=entry.name + _SHRUNK,
+        config_kwargs=config,
+        hidden_size=width,
+        layers=layers,
+        parameters=None,
+        published=False,
+        note=note,
+    )
 
 
 @cache

@@ -26,6 +26,7 @@ _VERBS = {
     "sweep": "Verbs on many models, revisions, seeds and data from a YAML file; resumable, here or on Ray.",
     "table": "The main figures of a sweep's tasks: in the terminal, as CSV, Parquet or JSON.",
     "atlas": "Build or check the table of architectures that reading relies on (needs torch and transformers).",
+    "reproduce": "The paper's table of 14 models, and a verdict on each of its claims.",
     "demo": "The main job on two small trained models, one LayerNorm and one RMSNorm.",
 }
 INTERNAL_ERROR = 70

@@ -14,8 +14,10 @@ from deadreckon.forward.protocol import protocol, rounding_unit
 from deadreckon.forward.spectrum import Eigensolver, Spectrum, eigensolver
 from deadreckon.forward.statistics import NormStatistics
 from deadreckon.kernel.norm import Float64Array
+from deadreckon.results.measurement import Eigenvalues
 
 TAUS = (1e-2, 1e-4, 1e-6, 1e-8)
+_SMALLEST, _BETWEEN, _LARGEST = 24, 64, 12  # ranks that are kept of a spectrum
 
 
 class Conclusion(NamedTuple):
@@ -51,7 +53,7 @@ def conclude(statistics: NormStatistics, solver: Eigensolver, tau: float) -> Con
     native, exact = _spectra(statistics, solver, at_least=min(width + 1, size))
     lambdas = native.eigenvalues
     second = min(1, size - 1)
-    noise = _noise(statistics, native.eigenvectors[:, : second + 1]) + native.floor
+    noise = _noise(statistics, native.eigenvectors) + native.floor
     bottom_at_floor = at_floor(float(lambdas[0]), float(noise[0]))
     dead, dead_floor, dead_exact = (
         float(_largest_eigenvalue(moments.covariance()))
@@ -114,6 +116,7 @@ def conclude(statistics: NormStatistics, solver: Eigensolver, tau: float) -> Con
         "schur_ratio": _schur_ratio(statistics, native, predicted, dead),
         "schur_reference": (size - 1) / (count - 1),
         "protocol": check,
+        "spectrum": _sampled(native, exact, noise),
         "warnings": _warnings(count, exact, simple=simple),
     }
     vectors = {
@@ -144,6 +147,33 @@ def _noise(statistics: NormStatistics, vectors: Tensor) -> Tensor:
     along = (inside * (statistics.projected_error.covariance() @ inside)).sum(0)
     outside = vectors - statistics.tested @ inside
     return along + statistics.error.variance() @ outside.square()
+
+
+def _sampled(native: Spectrum, exact: Spectrum, noise: Tensor) -> Eigenvalues:
+    """The eigenvalues that a record keeps."""
+    size, known = native.size, min(len(native.eigenvalues), len(exact.eigenvalues))
+    ranks = kept_ranks(size) if known == size else list(range(1, known + 1))
+    at = torch.tensor(ranks, device=noise.device) - 1
+    values = [spectrum.eigenvalues[at].tolist() for spectrum in (native, exact)]
+    floors: list[float | None] = noise[at].tolist()
+    if known < size:
+        ranks, floors = [*ranks, size], [*floors, None]
+        values = [[*found, spectrum.largest] for found, spectrum in zip(values, (native, exact), strict=True)]
+    return Eigenvalues(ranks=ranks, native=values[0], float64=values[1], native_floor=floors, float64_floor=exact.floor)
+
+
+def kept_ranks(size: int) -> list[int]:
+    """Ranks, from 1, in which a record keeps the eigenvalues of a whole spectrum.
+
+    Args:
+        size: d.
+
+    Returns:
+        Both ends without a gap and even steps of log(rank) between them, ascending.
+    """
+    between = {round(_SMALLEST * (size / _SMALLEST) ** (step / _BETWEEN)) for step in range(_BETWEEN)}
+    ends = {*range(1, _SMALLEST + 1), *range(size - _LARGEST + 1, size + 1)}
+    return sorted(rank for rank in between | ends if 1 <= rank <= size)
 
 
 def _algebraic(statistics: NormStatistics, predicted: Tensor, mean: float, tau: float) -> int:

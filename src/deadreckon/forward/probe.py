@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from deadreckon.kernel.norm import LAYERNORM, RMSNORM, Float64Array, Norm, NormK
 # rounding, a few roundings, and a mean subtraction that costs one digit), and the wrong kind is off by 0.1 and more.
 TOLERANCE = 1e-5
 
+_PLAIN = bool, int, float, str, tuple, type(None)
 _TOKENS = 8
 _SCALE = 30.0  # of the fitted tokens: eps <= 1e-2 then moves the output by less than TOLERANCE
 _SMALL = tuple(10.0 ** (-k / 2) for k in range(2, 17))  # rms of the tokens that resolve eps in 1e-16 ... 1e-1
@@ -84,45 +86,7 @@ def probe_norm(module: nn.Module, hidden_size: int | None = None) -> NormProbe |
         The probe; None where the layer is not a plain norm: it needs further arguments, mixes tokens, does not
         normalise, or cannot be run.
     """
-    width = _width(module, hidden_size)
-    if width is None or width < 2:
-        return None
-    generator = torch.Generator().manual_seed(0)
-    true = {name: tensor.detach() for name, tensor in _own_tensors(module)}
-    known = {name: 0.5 + _uniform(generator, value.numel()) for name, value in true.items() if value.dim() == 1}
-    with torch.no_grad():
-        probe_copy = _cpu_copy(module)
-        _fill(probe_copy, known)
-        response = _respond(probe_copy, width, generator)
-        if response is None:
-            return None
-        gain_name, offset = _match_gain(response.gain, known)
-        shift_name = _match(response.shift, known)
-        plain_shift = shift_name is not None or bool(np.all(np.abs(response.shift) <= TOLERANCE * _SCALE))
-        gain = shift = None
-        if not any(tensor.is_meta for tensor in true.values()):
-            stored = {name: value.to("cpu", torch.float64).numpy() for name, value in true.items()}
-            if offset is None or not plain_shift:  # no closed form: take what the layer does with its true tensors
-                _fill(probe_copy, {name: torch.from_numpy(stored[name]) for name in known})
-                truth = _respond(probe_copy, width, generator)
-                if truth is None:
-                    return None
-                gain, shift = truth.gain, None if plain_shift else truth.shift
-            else:
-                gain = stored[gain_name] + offset if gain_name else np.full(width, float(_snap(response.gain.mean())))
-            if shift_name is not None:
-                shift = stored[shift_name].copy()
-    return NormProbe(
-        kind=response.kind,
-        hidden_size=width,
-        groups=response.groups,
-        eps=_named_eps(module, response.eps),
-        gain_name=gain_name,
-        shift_name=shift_name,
-        gain_offset=offset,
-        gain=gain,
-        shift=shift,
-    )
+    return _probe(module, hidden_size, {})
 
 
 def probe_norms(model: nn.Module) -> dict[str, NormProbe]:
@@ -138,7 +102,10 @@ def probe_norms(model: nn.Module) -> dict[str, NormProbe]:
     Returns:
         Path within `model` -> probe, in the order of registration.
     """
-    return {name: probe for name, module in norm_candidates(model) if (probe := probe_norm(module)) is not None}
+    known: dict[_Build, _Behaviour | None] = {}  # a large model has hundreds of norms of one build
+    return {
+        name: probe for name, module in norm_candidates(model) if (probe := _probe(module, None, known)) is not None
+    }
 
 
 def norm_candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -160,6 +127,91 @@ def norm_candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+_Build = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Behaviour:
+    """What a layer does with parameters that are known, and which of them its gain and shift are."""
+
+    response: _Response
+    gain_name: str | None
+    gain_offset: float | None
+    shift_name: str | None
+    plain_shift: bool
+
+
+def _probe(module: nn.Module, hidden_size: int | None, known: dict[_Build, _Behaviour | None]) -> NormProbe | None:
+    """The probe of one layer; layers of a build that is `known` are not run again."""
+    width = _width(module, hidden_size)
+    if width is None or width < 2:
+        return None
+    build = _build(module, width)
+    if build is None or build not in known:
+        behaviour = _behave(module, width)
+        if build is not None:
+            known[build] = behaviour
+    else:
+        behaviour = known[build]
+    if behaviour is None:
+        return None
+    gain = shift = None
+    true = {name: tensor.detach() for name, tensor in _own_tensors(module)}
+    if not any(tensor.is_meta for tensor in true.values()):
+        stored = {name: value.to("cpu", torch.float64).numpy() for name, value in true.items()}
+        if behaviour.gain_offset is None or not behaviour.plain_shift:  # no closed form: what its true tensors make
+            truth = _respond(_cpu_copy(module), width)
+            if truth is None:
+                return None
+            gain, shift = truth.gain, None if behaviour.plain_shift else truth.shift
+        elif behaviour.gain_name:
+            gain = stored[behaviour.gain_name] + behaviour.gain_offset
+        else:
+            gain = np.full(width, float(_snap(behaviour.response.gain.mean())))
+        if behaviour.shift_name is not None:
+            shift = stored[behaviour.shift_name].copy()
+    return NormProbe(
+        kind=behaviour.response.kind,
+        hidden_size=width,
+        groups=behaviour.response.groups,
+        eps=_named_eps(module, behaviour.response.eps),
+        gain_name=behaviour.gain_name,
+        shift_name=behaviour.shift_name,
+        gain_offset=behaviour.gain_offset,
+        gain=gain,
+        shift=shift,
+    )
+
+
+def _behave(module: nn.Module, width: int) -> _Behaviour | None:
+    generator = torch.Generator().manual_seed(0)
+    values = {name: 0.5 + _uniform(generator, v.numel()) for name, v in _own_tensors(module) if v.dim() == 1}
+    probe_copy = _cpu_copy(module)
+    _fill(probe_copy, values)
+    response = _respond(probe_copy, width)
+    if response is None:
+        return None
+    gain_name, offset = _match_gain(response.gain, values)
+    shift_name = _match(response.shift, values)
+    plain_shift = shift_name is not None or bool(np.all(np.abs(response.shift) <= TOLERANCE * _SCALE))
+    return _Behaviour(response, gain_name, offset, shift_name, plain_shift)
+
+
+def _build(module: nn.Module, width: int) -> _Build | None:
+    """Everything that the answer to known parameters can depend on; None where other tensors are part of it."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    if any(tensor.dim() != 1 or not tensor.is_floating_point() for _, tensor in tensors):
+        return None
+    attributes = [
+        (
+            type(part),
+            *((k, v if isinstance(v, _PLAIN) else id(v)) for k, v in sorted(vars(part).items()) if k[0] != "_"),
+        )
+        for part in module.modules()
+    ]
+    return (width, *((name, tensor.numel()) for name, tensor in tensors), *attributes)
+
+
 @dataclass(frozen=True)
 class _Response:
     kind: NormKind
@@ -169,8 +221,10 @@ class _Response:
     shift: Float64Array
 
 
-def _respond(module: nn.Module, width: int, generator: torch.Generator) -> _Response | None:
+@torch.no_grad()
+def _respond(module: nn.Module, width: int) -> _Response | None:
     """Fit the layer's answer to random tokens; None where no kind of norm fits."""
+    generator = torch.Generator().manual_seed(width)
     base = torch.randn(_TOKENS, width, generator=generator, dtype=torch.float64, device="cpu")
     means = torch.randn(_TOKENS, 1, generator=generator, dtype=torch.float64, device="cpu")
     tokens = _SCALE * (base + 3 * means)
@@ -192,7 +246,9 @@ def _respond(module: nn.Module, width: int, generator: torch.Generator) -> _Resp
         z = _normalise(tokens.numpy(), kind.centred, groups)
         gain, shift = _fit(z, y_tokens)
         if np.linalg.norm(y_tokens - (gain * z + shift)) <= TOLERANCE * np.linalg.norm(y_tokens - shift):
-            eps = _eps(_normalise(tiny.numpy(), kind.centred, groups), y_tiny - shift, gain, kind.centred, tiny.numpy())
+            first = slice(width // groups)  # each group has a mean square of its own
+            small = _normalise(tiny.numpy(), kind.centred, groups)[:, first]
+            eps = _eps(small, (y_tiny - shift)[:, first], gain[first], kind.centred, tiny.numpy()[:, first])
             return _Response(kind, groups, eps, gain, shift)
     return None
 

@@ -60,6 +60,28 @@ class KFac:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Eigenvalues:
+    """Eigenvalues of the covariance in about a hundred ranks: enough to draw the spectrum, whatever its size.
+
+    Attributes:
+        ranks: 1 is the smallest eigenvalue, d the largest. All of both ends and even steps of log(rank) between them;
+            with the `bottom` solver those it solved for, and d.
+        native: eigenvalues in these ranks, of the output as the model computed it. With the `bottom` solver those above
+            a hundredth of the mean are upper bounds, the last one apart.
+        float64: likewise, of the norm recomputed in float64.
+        native_floor: what rounding of the norm and of the covariance may make of zero along each eigenvector of
+            `native`; with the `bottom` solver null for the last one.
+        float64_floor: what rounding of the covariance alone may make of zero, in any rank of `float64`.
+    """
+
+    ranks: list[int]
+    native: list[float]
+    float64: list[float]
+    native_floor: list[float | None]
+    float64_floor: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """Second-order statistics of one norm's output over the calibration tokens.
 
@@ -122,6 +144,7 @@ class Figures:
             solver was asked for.
         schur_reference: (d-1)/(N-1), a lower reference for it, not a null.
         protocol: the check that these figures are about the norm that was read.
+        spectrum: eigenvalues to draw; None in records of versions that did not keep them.
         kfac: the readers' Kronecker factor along the dead direction, where it was asked for.
         warnings: what limits these figures.
     """
@@ -174,6 +197,7 @@ class Figures:
     schur_ratio: float | None
     schur_reference: float
     protocol: Protocol
+    spectrum: Eigenvalues | None = None
     kfac: KFac | None = None
     warnings: list[str]
 

@@ -100,6 +100,8 @@ class NormReading:
         direction: the dead direction, where the kernel is exactly one direction.
         beta_projection: w.shift, the constant that the dead direction reads for every input; None without a direction.
         predicted_eigenvalues: smallest predicted eigenvalues relative to their mean, ascending.
+        gain_depth_decades: log10(mean(gain^2) mean(gain^-2)), by how much rounding along the dead direction is smaller,
+            relative to the mean variance, than with even gains; None where a gain is zero.
     """
 
     role: str
@@ -117,6 +119,7 @@ class NormReading:
     direction: Direction | None
     beta_projection: float | None
     predicted_eigenvalues: list[float]
+    gain_depth_decades: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

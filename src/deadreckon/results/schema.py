@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from deadreckon.results import census, diff, fisher, measurement, probe, reading, sweep, task, trace
+from deadreckon.results import census, diff, fisher, measurement, probe, reading, reproduction, sweep, task, trace
 from deadreckon.results.census import Census
 from deadreckon.results.diff import Difference
 from deadreckon.results.fisher import Fisher
@@ -17,11 +17,12 @@ from deadreckon.results.measurement import Demonstration, Measurement, Shard
 from deadreckon.results.probe import Probe
 from deadreckon.results.reading import Classifications, Reading
 from deadreckon.results.record import Record
+from deadreckon.results.reproduction import Reproduction
 from deadreckon.results.sweep import Sweep, TaskTable
 from deadreckon.results.task import Task
 from deadreckon.results.trace import Trace
 
-MODULES = (census, diff, fisher, measurement, probe, reading, sweep, task, trace)
+MODULES = (census, diff, fisher, measurement, probe, reading, reproduction, sweep, task, trace)
 """Where records and their parts are."""
 
 RECORDS: tuple[type[Record], ...] = (
@@ -36,6 +37,7 @@ RECORDS: tuple[type[Record], ...] = (
     Shard,
     Demonstration,
     Task,
+    Reproduction,
     Sweep,
     TaskTable,
 )

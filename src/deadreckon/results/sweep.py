@@ -10,7 +10,7 @@ from deadreckon.results.record import Record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failure:
+class FailedTask:
     """A task that failed.
 
     Attributes:
@@ -71,7 +71,7 @@ class Sweep(Record):
     computed: int
     found: int
     failed: int
-    failures: list[Failure]
+    failures: list[FailedTask]
     seconds: float
 
     def headline(self) -> list[tuple[str, str]]:

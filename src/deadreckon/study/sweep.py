@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deadreckon.errors import UsageError
-from deadreckon.results.sweep import Failure, Sweep
+from deadreckon.results.sweep import FailedTask, Sweep
 from deadreckon.results.task import Task
 from deadreckon.study.expand import expand
 from deadreckon.study.plan import Planned
@@ -71,7 +71,7 @@ def sweep(
 
     tasks = run_all(plans, Store(folder), engine_of, count)
     failures = [
-        Failure(key=task.key, verb=task.verb, model=task.model, revision=task.revision, why=task.why)
+        FailedTask(key=task.key, verb=task.verb, model=task.model, revision=task.revision, why=task.why)
         for task in tasks
         if task.status == "failed"
     ]

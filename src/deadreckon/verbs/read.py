@@ -135,7 +135,16 @@ def _reading(norm: Norm, subspace: DeadSubspace, tau: float, tensor: str) -> Nor
         direction=None if direction is None else _direction(direction),
         beta_projection=None if direction is None else float(direction @ _shift(norm)),
         predicted_eigenvalues=subspace.predicted_eigenvalues(_SHOWN_EIGENVALUES).tolist(),
+        gain_depth_decades=_gain_depth(magnitudes),
     )
+
+
+def _gain_depth(magnitudes: Float64Array) -> float | None:
+    if not magnitudes.all():
+        return None
+    least, most = magnitudes.min(), magnitudes.max()  # divided out: squares of 1e-200 are no numbers
+    means = np.mean((magnitudes / most) ** 2) * np.mean((least / magnitudes) ** 2)
+    return float(np.log10(means) + 2 * (np.log10(most) - np.log10(least)))
 
 
 def _direction(vector: Float64Array) -> Direction:
