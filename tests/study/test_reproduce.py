@@ -9,11 +9,16 @@ import pytest
 import deadreckon
 from deadreckon.cli.main import main
 from deadreckon.errors import UsageError
-from deadreckon.results.saved import load_record
+from deadreckon.results.saved import load_record, record_of
 from deadreckon.study import paper
+from deadreckon.study import reproduce as module
 from deadreckon.study.reproduce import conclude, plan_random, plan_trained, reproduce
 from deadreckon.study.run import run_task
 from deadreckon.study.store import Store
+
+
+def result_of(task):
+    return record_of(task.result)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +57,7 @@ def test_going_on_computes_nothing_twice_and_ends_in_the_same_record(small):
     again = reproduce(scale="small", seeds=1, store=folder / "store", progress=lambda d, n, task: ran.append(task))
     assert set(ran) == {None}
     assert again == found
+    assert load_record(folder / "store" / "reproduction.json") == found
 
 
 def test_a_model_on_the_wrong_list_refutes_the_claim(small, monkeypatch):
@@ -59,18 +65,19 @@ def test_a_model_on_the_wrong_list_refutes_the_claim(small, monkeypatch):
     folder, _ = small
     tasks = [t for t in Store(folder / "store").tasks() if t.model == "random:pythia-160m-shrunk"]
     monkeypatch.setitem(paper.MODELS, "pythia-160m", "rmsnorm")
-    verdicts = {claim.name: claim.verdict for claim in conclude(tasks).claims}
+    verdicts = {claim.name: claim.verdict for claim in conclude(map(result_of, tasks), name="one").claims}
     assert verdicts["no_kernel"] == "refuted"
     assert verdicts["kernel"] == "not_tested"
 
 
-def test_a_task_that_fails_is_named_and_the_rest_is_concluded():
+def test_a_task_that_fails_is_named_and_the_rest_is_concluded(tmp_path, monkeypatch):
     plans = plan_random(["pythia-160m"], "-shrunk", ["float32"], seeds=1, device="cpu")
     plans = [
         replace(p, options={**p.options, "tokens": 5}) if p.verb == "measure" and "affine" in p.options else p
         for p in plans
     ]
-    found = conclude([run_task(plan)[0] for plan in plans])
+    monkeypatch.setattr(module, "plan_random", lambda *_, **__: plans)
+    found = reproduce(scale="small", store=tmp_path)
     assert [failure.verb for failure in found.failures] == ["measure"]
     assert "5 tokens" in found.failures[0].why
     assert found.models[0].alignment_redrawn is None
@@ -89,7 +96,7 @@ def test_a_finer_dtype_is_left_out_where_its_weights_have_no_room():
 
 
 def test_a_trained_model_is_set_against_its_twins():
-    found = conclude([run_task(plan)[0] for plan in plan_trained({"demo:minilm": {}}, device="cpu")])
+    found = conclude([result_of(run_task(p)[0]) for p in plan_trained({"demo:minilm": {}}, device="cpu")], name="one")
     (row,) = found.trained
     # Three gains of 4.8e-33, 6.0e-33 and 1.5e-9 make three dead directions where a twin has one, and its depth.
     assert (row.dead, row.algebraic_dead, row.learned_dead, row.dead_twin) == (3, 3, 0, 1)

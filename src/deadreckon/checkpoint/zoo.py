@@ -21,7 +21,8 @@ from deadreckon.errors import UsageError
 from deadreckon.kernel.norm import Norm, norm_kind
 
 _ZOO_PATH = Path(__file__).parent / "data" / "zoo.json"
-_SHRUNK = "-shrunk"
+SHRUNK = "-shrunk"
+"""What the names of small models end in."""
 _WIDTHS = "hidden_size", "n_embd", "d_model"
 _LAYERS = "num_hidden_layers", "n_layer", "n_layers"
 
@@ -86,8 +87,8 @@ def zoo_entry(name: str) -> ZooEntry:
     entries = _entries()
     if name in entries:
         return entries[name]
-    if name.removesuffix(_SHRUNK) in entries:
-        return _small(entries[name.removesuffix(_SHRUNK)])
+    if name.removesuffix(SHRUNK) in entries:
+        return _small(entries[name.removesuffix(SHRUNK)])
     from difflib import get_close_matches
 
     wanted = name.lower()
@@ -147,7 +148,7 @@ def _small(entry: ZooEntry) -> ZooEntry:
     note = "shrunk: heads, widths, blocks and vocabulary are not the published ones"
     return replace(
         entry,
-        name=entry.name + _SHRUNK,
+        name=entry.name + SHRUNK,
         config_kwargs=config,
         hidden_size=width,
         layers=layers,

@@ -64,7 +64,8 @@ def pixel_channels(config: Any) -> int:
 def _image(config: Any, name: str) -> Draw | None:
     part = _part(config, *_SIZE)
     if part is None:
-        return None
+        whole = (getattr(config, "pretrained_cfg", None) or {}).get("input_size")  # as timm says it
+        return None if whole is None else lambda generator: {name: torch.randn((1, *whole), generator=generator)}
     size = _value(part, *_SIZE)
     size = (size["height"], size["width"]) if isinstance(size, dict) else size
     height, width = size if isinstance(size, list | tuple) else (size, size)

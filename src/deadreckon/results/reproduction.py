@@ -38,12 +38,12 @@ class ModelRow:
 
     Attributes:
         model: as it was named.
-        parameters: of the published configuration, tied weights once; None for a shrunk one.
-        listed_as: layernorm | rmsnorm, by the paper's list.
-        kind_read: kind by the parameters alone.
+        parameters: of the published configuration, tied weights once; None for others.
+        listed_as: layernorm | rmsnorm, by the paper's list; empty where it is not on it.
+        kind_read: kind by the parameters alone; empty where they were not read.
         kind_seen: kind by the forward pass: layernorm where the kernel is there, rmsnorm where it is not.
         hidden_size: d.
-        blocks: of the residual stream.
+        blocks: of the residual stream; None where it was not traced.
         dtype: that it ran in.
         data: what the inputs were.
         tokens_per_dimension: N/d.
@@ -68,7 +68,7 @@ class ModelRow:
     kind_read: str
     kind_seen: str
     hidden_size: int
-    blocks: int
+    blocks: int | None
     dtype: str
     data: str
     tokens_per_dimension: float

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from deadreckon.checkpoint.source import parse_model
-from deadreckon.checkpoint.zoo import zoo_entry
+from deadreckon.checkpoint.zoo import SHRUNK, zoo_entry
 from deadreckon.errors import UsageError
-from deadreckon.results.fisher import Fisher
+from deadreckon.results.claims import Rows, judge
 from deadreckon.results.measurement import Measurement
-from deadreckon.results.reading import Reading
 from deadreckon.results.record import Record
-from deadreckon.results.reproduction import Failure, FisherRow, ModelRow, Reproduction, TrainedRow
+from deadreckon.results.reproduction import Failure, Reproduction
+from deadreckon.results.rows import fisher_rows, random_rows, trained_rows
 from deadreckon.results.saved import record_of
-from deadreckon.results.task import Task
-from deadreckon.results.trace import Trace
+from deadreckon.results.writing import write_file
 from deadreckon.study import paper
-from deadreckon.study.claims import Rows, judge, worst_verdict
 from deadreckon.study.plan import Planned
 from deadreckon.study.run import Progress, run_all
 from deadreckon.study.store import Store
 
 _REDRAWN = "lognormal:0.5"
-_KERNEL = 1e-20  # of the mean variance, in float64: rounding makes 1e-30, and what is no kernel 1e-6
 _TWINS = 2
 _TOKENS_PER_DIMENSION = 4
 _SHARE_OF_MEMORY = 0.7  # for weights; the rest is for activations
 _BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
-Kind = TypeVar("Kind", bound=Record)
-
-
-SCALES = {"full": ("", ("bfloat16", "float32")), "small": ("-shrunk", ("float32",))}
+SCALES = {"full": ("", ("bfloat16", "float32")), "small": (SHRUNK, ("float32",))}
 """What the models' names end in, and the dtypes that they run in."""
 
 
@@ -96,7 +90,15 @@ def reproduce(
         *plan_trained(given, device=device),
     ]
     tasks = run_all(plans, Store(folder), progress=progress)
-    return conclude(tasks, model=f"{scale} scale", store=str(folder))
+    found = conclude(
+        (record_of(task.result) for task in tasks if task.result is not None),
+        failures=[Failure(model=t.model, verb=t.verb, why=t.why) for t in tasks if t.status == "failed"],
+        name=f"{scale} scale",
+        store=str(folder),
+        seconds=sum(task.seconds for task in tasks),
+    )
+    write_file(folder / "reproduction.json", (found.to_json() + "\n").encode())
+    return found
 
 
 def plan_random(
@@ -166,125 +168,37 @@ def plan_trained(models: Mapping[str, Mapping[str, Any]], *, device: str = "auto
     return plans
 
 
-def conclude(tasks: Sequence[Task], *, model: str = "", store: str = "") -> Reproduction:
-    """The table and the claims of tasks that came to an end.
+def conclude(
+    records: Iterable[Record], *, failures: Sequence[Failure] = (), name: str, store: str = "", seconds: float = 0.0
+) -> Reproduction:
+    """The table and the claims of everything that was measured.
 
     Args:
-        tasks: of `plan_random` and `plan_trained`.
-        model: what to call the whole.
+        records: results of `plan_random` and `plan_trained`.
+        failures: of those that have none.
+        name: of the whole.
         store: where the tasks are kept.
+        seconds: wall time of the tasks.
 
     Returns:
         The record.
     """
-    by_model: dict[str, list[Task]] = {}
-    for task in tasks:
-        by_model.setdefault(task.model, []).append(task)
-    models: list[ModelRow] = []
-    trained: list[TrainedRow] = []
-    for same in by_model.values():
-        if same[0].model.startswith("random:"):
-            models += _model_rows(same)
-        elif (row := _trained_row(same)) is not None:
-            trained.append(row)
-    fisher = [
-        FisherRow(
-            model=record.model,
-            kind=site.norm_kind,
-            is_dead=site.is_dead,
-            ratio=site.naive_ratio if site.ratio is None else site.ratio,
-        )
-        for record in _records(tasks, Fisher)
-        for site in record.sites
-    ]
-    measured = _records(tasks, Measurement)
+    records = list(records)
+    entries = {r.model: zoo_entry(parse_model(r.model).name) for r in records if r.model.startswith("random:")}
+    listed = {model: paper.MODELS.get(entry.name.removesuffix(SHRUNK), "") for model, entry in entries.items()}
+    models = [replace(row, parameters=entries[row.model].parameters) for row in random_rows(records, listed)]
+    trained, fisher = trained_rows(records), fisher_rows(records)
     return Reproduction(
-        model=model,
+        model=name,
         claims=judge(Rows(models, trained, fisher)),
         models=models,
         trained=trained,
         fisher=fisher,
-        failures=[Failure(model=t.model, verb=t.verb, why=t.why) for t in tasks if t.status == "failed"],
-        environment=measured[0].environment if measured else None,
+        failures=list(failures),
+        environment=next((r.environment for r in records if isinstance(r, Measurement)), None),
         store=store,
-        seconds=sum(task.seconds for task in tasks),
+        seconds=seconds,
     )
-
-
-def _model_rows(tasks: Sequence[Task]) -> list[ModelRow]:
-    """A row for each dtype that a random-init model was measured in."""
-    readings, measured, traces = _records(tasks, Reading), _records(tasks, Measurement), _records(tasks, Trace)
-    rows = []
-    for dtype in dict.fromkeys(m.environment.dtype for m in measured):
-        same = [m for m in measured if m.environment.dtype == dtype]
-        plain, redrawn = ([m for m in same if bool(m.affine) == wanted] for wanted in (False, True))
-        if not plain:
-            continue
-        traced = [t for t in traces if t.environment.dtype == dtype]
-        streams = [stream for trace in traced for stream in trace.streams]
-        first, entry = plain[0], zoo_entry(parse_model(plain[0].model).name)
-        has_kernel = all(m.lambda_dead_float64 <= _KERNEL * m.lambda_mean for m in same)
-        furthest = min if first.kind == "layernorm" else max
-        ratios = [node.step_ratio for stream in streams for node in stream.blocks if node.step_ratio is not None]
-        rows.append(
-            ModelRow(
-                model=first.model,
-                parameters=entry.parameters,
-                listed_as=paper.MODELS.get(entry.name.removesuffix("-shrunk"), ""),
-                kind_read=readings[0].kind if readings else "",
-                kind_seen="layernorm" if has_kernel else "rmsnorm",
-                hidden_size=first.hidden_size,
-                blocks=entry.layers,
-                dtype=dtype,
-                data=first.data.partition(", seed")[0],
-                tokens_per_dimension=first.tokens_per_dimension,
-                seeds=sorted({m.seed for m in same}),
-                alignment=furthest(m.alignment for m in plain),
-                alignment_mean=sum(m.alignment for m in plain) / len(plain),
-                alignment_redrawn=furthest((m.alignment for m in redrawn), default=None),
-                uniform_redrawn=max((m.alignment_uniform for m in redrawn), default=None),
-                random_level=math.sqrt(2 / (math.pi * first.hidden_size)),
-                dead_share=max(m.lambda_dead / m.lambda_mean for m in plain),
-                dead_share_float64=max(m.lambda_dead_float64 / m.lambda_mean for m in plain),
-                protocol="ok" if all(m.protocol.status == "ok" for m in same) else "failed",
-                trace=worst_verdict([stream.verdict for stream in streams]),
-                smallest_step_ratio=min(ratios, default=None),
-                events=[f"block {event.block}: {event.says}" for stream in streams for event in stream.events],
-                seconds=sum(m.seconds for m in same) + sum(t.seconds for t in traced),
-            )
-        )
-    return rows
-
-
-def _trained_row(tasks: Sequence[Task]) -> TrainedRow | None:
-    readings, measured, traces = _records(tasks, Reading), _records(tasks, Measurement), _records(tasks, Trace)
-    if not measured or measured[0].gap is None:
-        return None
-    m, gap = measured[0], measured[0].gap
-    return TrainedRow(
-        model=tasks[0].model,
-        kind=m.kind,
-        hidden_size=m.hidden_size,
-        dtype=m.environment.dtype,
-        data=m.data,
-        tokens_per_dimension=m.tokens_per_dimension,
-        subspace_alignment=m.subspace_alignment,
-        depth_decades=m.depth_decades,
-        deepening=gap.depth_decades.change,
-        gain_decades=readings[0].norms[0].gain_depth_decades if readings else None,
-        dead=m.algebraic_dead + m.learned_dead,
-        dead_twin=max(twin.algebraic_dead + twin.learned_dead for twin in m.twins),
-        algebraic_dead=m.algebraic_dead,
-        learned_dead=m.learned_dead,
-        effective_rank_change=gap.effective_rank,
-        trace=traces[0].verdict if traces else "",
-    )
-
-
-def _records(tasks: Iterable[Task], kind: type[Kind]) -> list[Kind]:
-    """The results of one kind, in the order of their tasks."""
-    records = (record_of(task.result) for task in tasks if task.result is not None)
-    return [record for record in records if isinstance(record, kind)]
 
 
 def _room(scale: str, device: str) -> int | None:

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from deadreckon.results.claims import Rows, judge, worst_verdict
 from deadreckon.results.measurement import GapFigure
 from deadreckon.results.reproduction import FisherRow, ModelRow, TrainedRow
-from deadreckon.study.claims import Rows, judge, worst_verdict
 
 LAYERNORM = ModelRow(
     model="a", parameters=None, listed_as="layernorm", kind_read="layernorm", kind_seen="layernorm", hidden_size=400,
@@ -79,6 +79,12 @@ def test_models_beside_the_list_are_traced_and_not_counted():
     found = verdicts(models=[LAYERNORM, RMSNORM, beside])
     assert (found["no_kernel"], found["classification"]) == ("confirmed", "confirmed")
     assert found["residual"] == "partly"
+
+
+def test_a_stream_without_an_identity_path_is_not_counted():
+    post_norm = replace(LAYERNORM, trace="not_applicable", smallest_step_ratio=0.1)
+    assert verdicts(models=[post_norm])["residual"] == "not_tested"
+    assert verdicts(models=[post_norm, replace(LAYERNORM, model="z")])["residual"] == "confirmed"
 
 
 def test_of_several_traces_the_worst_counts():
