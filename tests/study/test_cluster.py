@@ -48,6 +48,17 @@ def test_results_equal_those_of_this_process_to_the_last_bit(cluster, tmp_path, 
     assert {name: array.tobytes() for name, array in one.items()} == {k: v.tobytes() for k, v in other.items()}
 
 
+def test_paths_are_those_of_the_directory_that_this_process_is_in(cluster, tmp_path, monkeypatch, minilm):
+    """The workers were started elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine").symlink_to(minilm)
+    found, missing = run_all([Planned("read", "models/mine"), Planned("read", "org/none")], Store("out"), ray_cluster)
+    assert (found.status, found.why) == ("done", "")
+    assert "offline" in missing.why
+
+
 def test_a_task_whose_worker_dies_is_begun_again_and_one_that_always_kills_it_fails(cluster, tmp_path):
     log = tmp_path / "log"
 

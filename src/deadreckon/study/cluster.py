@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from deadreckon.study.resources import Resources
 from deadreckon.study.run import Call, carry_out, finished, run_task
 from deadreckon.study.store import Store
 
+_OFFLINE = "HF_HUB_OFFLINE"
 ATTEMPTS = 3
 """How often a task is begun whose worker dies."""
 
@@ -51,14 +52,14 @@ def ray_cluster(
         UsageError: a task takes more than the machine has.
     """
     todo = iter(plans)
-    folder = store.folder.resolve()
+    here = Path.cwd(), store.folder.resolve(), os.environ.get(_OFFLINE)
     with _cluster(address, workers) as ray:
         work = ray.remote(max_retries=0)(_work)
         running: dict[Any, tuple[Planned, int]] = {}
 
         def begin(plan: Planned, attempt: int) -> None:
             demands = _demands(ray, plan, local=address is None)
-            running[work.options(**demands).remote(plan, folder, call)] = plan, attempt
+            running[work.options(**demands).remote(plan, call, *here)] = plan, attempt
 
         def fail(plan: Planned, why: str) -> Task:
             task = finished(plan, result=None, why=" ".join(why.split()), seconds=0.0)
@@ -86,11 +87,15 @@ def ray_cluster(
                     yield fail(plan, f"its worker {what} {ATTEMPTS} times ({type(error).__name__})")
 
 
-def _work(plan: Planned, folder: Path, call: Call) -> Task | None:
-    """What a worker does."""
-    if not folder.is_dir():
-        raise UnreachableError(f"{folder}: a node does not see it; name a folder that all nodes of the cluster share")
-    return carry_out(plan, Store(folder), call)
+def _work(plan: Planned, call: Call, directory: Path, folder: Path, offline: str | None) -> Task | None:
+    """What a worker does, where and as this process would: names of models may be paths from here."""
+    for place in (directory, folder):
+        if not place.is_dir():
+            raise UnreachableError(f"{place}: a node does not see it; work in a place that all nodes share")
+    if offline is not None:
+        os.environ[_OFFLINE] = offline
+    with chdir(directory):
+        return carry_out(plan, Store(folder), call)
 
 
 def _demands(ray: Any, plan: Planned, *, local: bool) -> dict[str, Any]:
