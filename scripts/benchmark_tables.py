@@ -119,6 +119,40 @@ def _peers() -> list[list[str]]:
     return rows
 
 
+def _sweep() -> list[list[str]]:
+    figures = _figures("sweep")
+    killed, overhead = figures["killed"], figures["overhead_milliseconds_a_task"]
+    equal = {True: "the same", False: "another"}
+    times = sum(each["workers_killed"] + 1 for each in killed["kills"])
+    heads = [f"{figures['tasks']} tasks", "wall time", "overhead a task", "begun", "computed to the end", "table"]
+    counts = [[str(figures[run][what]) for what in ("begun", "ended")] for run in ("in_process", "ray", "killed")]
+    return [
+        heads,
+        ["---"] * len(heads),
+        [
+            "in-process",
+            f"{figures['in_process']['seconds']:.0f} s",
+            f"{overhead['in-process']:.0f} ms",
+            *counts[0],
+            "–",
+        ],
+        [
+            f"Ray, {figures['workers']} workers",
+            f"{figures['ray']['seconds']:.0f} s",
+            f"{overhead['ray']:.0f} ms",
+            *counts[1],
+            equal[figures["ray_table_equals_in_process"]],
+        ],
+        [
+            f"the same, {times} SIGKILLs, {len(killed['kills'])} of them at the driver",
+            "",
+            "",
+            *counts[2],
+            equal[figures["killed_table_equals_in_process"]],
+        ],
+    ]
+
+
 def _trace() -> list[list[str]]:
     return trace_rows(_figures("trace_trained")["models"])
 
@@ -294,6 +328,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "host": _host,
     "peers": _peers,
     "report": _report,
+    "sweep": _sweep,
     "trace": _trace,
     "trace_large": _trace_large,
 }

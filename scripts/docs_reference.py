@@ -36,6 +36,7 @@ from deadreckon.checkpoint.zoo import zoo_names
 from deadreckon.cli.main import main as deadreckon_main
 from deadreckon.results import measurement
 from deadreckon.results.schema import MODULES, RECORDS, attributes, json_schema
+from deadreckon.study.spec import spec_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAIMS = "kernel", "rmsnorm", "residual", "classification", "fisher", "deepening", "further"
@@ -50,6 +51,7 @@ PAGES = (
     "docs/classify.md",
     "docs/probe.md",
     "docs/hub.md",
+    "docs/sweep.md",
     "docs/scale.md",
     "docs/report.md",
     "docs/reproduce.md",
@@ -107,11 +109,12 @@ def fill(page: str, *, fast: bool = False) -> str:
 
 
 def schemas() -> dict[str, str]:
-    """File name -> JSON Schema of each record, its properties described by the docstrings."""
+    """File name -> JSON Schema of each record, and of a sweep's file, their properties described by the docstrings."""
     documents = {}
     for record in RECORDS:
         name = record.kind_of_record.removeprefix("deadreckon.").replace("/", "-")
         documents[f"{name}.json"] = json.dumps(json_schema(record), indent=1) + "\n"
+    documents["sweep-spec.json"] = json.dumps(spec_schema(), indent=1) + "\n"
     return documents
 
 

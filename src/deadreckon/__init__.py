@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from deadreckon.results.probe import Probe
     from deadreckon.results.reading import Classifications, Reading
     from deadreckon.results.reproduction import Reproduction
+    from deadreckon.results.sweep import Sweep, TaskTable
     from deadreckon.results.trace import Trace
     from deadreckon.study.reproduce import reproduce
+    from deadreckon.study.sweep import sweep
+    from deadreckon.study.table import table
     from deadreckon.verbs.census import census
     from deadreckon.verbs.classify import classify
     from deadreckon.verbs.diff import diff
@@ -59,6 +62,8 @@ _HOMES = {
     "Reading": "results.reading",
     "Report": "render.report",
     "Reproduction": "results.reproduction",
+    "Sweep": "results.sweep",
+    "TaskTable": "results.sweep",
     "Trace": "results.trace",
     "census": "verbs.census",
     "classify": "verbs.classify",
@@ -76,6 +81,8 @@ _HOMES = {
     "register_norm_kind": "kernel.norm",
     "report": "render.report",
     "reproduce": "study.reproduce",
+    "sweep": "study.sweep",
+    "table": "study.table",
     "trace": "verbs.trace",
 }
 
@@ -96,6 +103,8 @@ __all__ = [
     "Reading",
     "Report",
     "Reproduction",
+    "Sweep",
+    "TaskTable",
     "Trace",
     "census",
     "classify",
@@ -113,6 +122,8 @@ __all__ = [
     "register_norm_kind",
     "report",
     "reproduce",
+    "sweep",
+    "table",
     "trace",
 ]
 

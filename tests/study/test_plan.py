@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from deadreckon.study import plan
 from deadreckon.study.plan import VERBS, Planned, stamped
+from deadreckon.study.resources import Resources
 
 _names = st.text(st.characters(categories=["L", "N", "P"]), min_size=1, max_size=12)
 _values = st.none() | st.booleans() | st.integers(-99, 99) | st.floats(allow_nan=False, allow_infinity=False) | _names
@@ -32,7 +33,7 @@ def _canonical(planned):
 @given(_plans)
 def test_equal_tasks_have_one_key_in_whatever_order_their_options_come(planned):
     turned = dict(reversed(list(planned.options.items())))
-    assert dataclasses.replace(planned, options=turned).key == planned.key
+    assert dataclasses.replace(planned, options=turned, resources=Resources(gpus=0.5)).key == planned.key
     assert len(planned.key) == 40
     assert set(planned.key) <= set("0123456789abcdef")
 

@@ -1,14 +1,17 @@
 """Tasks carried out: one's failure never stops the rest, nothing done is done again, nothing is done twice."""
 
+import dataclasses
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 
 import pytest
 
 from deadreckon.study import run
 from deadreckon.study.plan import Planned, stamped
+from deadreckon.study.resources import Resources
 from deadreckon.study.run import finished, in_process, run_all, run_task
 from deadreckon.study.store import Store
 
@@ -28,7 +31,7 @@ def counting(calls):
         calls.append(plan.key)
         return run_task(plan)
 
-    return lambda plans: in_process(plans, call)
+    return partial(in_process, call=call)
 
 
 def timeless(task):
@@ -119,7 +122,7 @@ def test_threads_are_set_for_a_task_and_put_back(monkeypatch):
 
     monkeypatch.setattr("deadreckon.verbs.census.census", census)
     before = torch.get_num_threads()
-    run_task(PLANS[1], threads=3)
+    run_task(dataclasses.replace(PLANS[1], resources=Resources(cpus=3)))
     assert seen[0][0] == 3
     assert seen[0][1] <= {3, 1}  # a BLAS that was built or told to have one has one
     assert torch.get_num_threads() == before
@@ -137,7 +140,7 @@ def test_two_runs_at_once_share_the_work(store):
         slow(plan)
         return run_task(plan)
 
-    runs = [threading.Thread(target=run_all, args=(PLANS, store, lambda plans: in_process(plans, done))) for _ in "ab"]
+    runs = [threading.Thread(target=run_all, args=(PLANS, store, partial(in_process, call=done))) for _ in "ab"]
     for thread in runs:
         thread.start()
     for thread in runs:
@@ -158,7 +161,8 @@ def test_what_another_process_has_is_waited_for_and_taken_over_when_it_ends(stor
 
 
 _KILLED = """
-import os, random, sys, time
+import os, sys, time
+from functools import partial
 from deadreckon.study.plan import Planned
 from deadreckon.study.run import in_process, run_all, run_task
 from deadreckon.study.store import Store
@@ -173,7 +177,7 @@ def call(plan):
     return outcome
 
 models = [f"random:pythia-160m#{i}" for i in range(60)]
-run_all([Planned("read", model) for model in models], Store(folder), lambda plans: in_process(plans, call))
+run_all([Planned("read", model) for model in models], Store(folder), partial(in_process, call=call))
 """
 
 

@@ -44,19 +44,25 @@ offline_option = click.option(
 
 def output_options(command: _Command) -> _Command:
     """Add --json, --out, --save and --quiet."""
+    return result_options(command, save=True)
+
+
+def result_options(command: _Command, *, save: bool = False) -> _Command:
+    """Add --json, --out and --quiet, and --save where a result has vectors."""
     options: list[Callable[[_Command], _Command]] = [
         click.option("--quiet", "-q", is_flag=True, help="No progress on stderr."),
-        click.option("--save", type=_PATH, metavar="FILE", help="Write the vectors (safetensors)."),
         click.option("--out", "-o", type=_PATH, metavar="FILE", help="Write the JSON to FILE."),
         click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout and nothing else."),
     ]
+    if save:
+        options.insert(1, click.option("--save", type=_PATH, metavar="FILE", help="Write the vectors (safetensors)."))
     for option in options:
         command = option(command)
     return command
 
 
 def emit(
-    record: Record, table: Callable[[], RenderableType], *, as_json: bool, out: Path | None, save: Path | None
+    record: Record, table: Callable[[], RenderableType], *, as_json: bool, out: Path | None, save: Path | None = None
 ) -> None:
     """Print a record and write it where asked.
 

@@ -9,6 +9,7 @@ import click
 
 from deadreckon.cli.measure import input_options, place_options, prepare_torch
 from deadreckon.cli.output import emit, model_argument, offline_option, output_options, progress
+from deadreckon.results.sizes import parse_size
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 COLLAPSED = 1
 _BARS = "▁▂▃▄▅▆▇█"
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def _blocks(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
@@ -37,15 +37,10 @@ def _memory(ctx: click.Context, param: click.Parameter, value: str | None) -> in
     """Bytes out of a number with a unit."""
     if value is None:
         return None
-    number = value.strip().upper()
-    unit = next((unit for unit in sorted(_UNITS, key=len, reverse=True) if number.endswith(unit)), "")
-    try:
-        size = float(number.removesuffix(unit)) * _UNITS.get(unit, 1)
-    except ValueError:
-        size = 0.0
-    if not 0 < size < 2**60:
+    size = parse_size(value)
+    if size is None or not 0 < size < 2**60:
         raise click.BadParameter(f"{value!r} is no amount of memory: give e.g. 8GB or 500MiB", ctx, param)
-    return int(size)
+    return size
 
 
 @click.command(epilog="A trace of the stream, not that of a matrix. Exit code 1: a direction is lost.")

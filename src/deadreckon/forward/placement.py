@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +12,11 @@ import torch
 from torch import nn
 
 from deadreckon.errors import UnreachableError, UsageError
+from deadreckon.results.sizes import parse_size
 
 POLICIES = ("auto", "balanced", "balanced_low_0", "sequential")
 """Device maps that are worked out from the sizes of the model and of the memory."""
 
-_UNITS = {"": 1, "b": 1, **{f"{p}{b}": s**n for n, p in enumerate("kmgt", 1) for b, s in (("b", 1000), ("ib", 1024))}}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]*)", re.IGNORECASE)
 _EXAMPLE = "for example cpu=500MB,0=40GB"
 
 
@@ -172,10 +170,9 @@ def _memory_owner(name: str, wish: Any) -> int | str:
 
 
 def _bytes(size: str, wish: Any) -> int:
-    match = _SIZE.fullmatch(size)
-    if not match or match[2].lower() not in _UNITS:
+    if (number := parse_size(size)) is None:
         raise UsageError(f"max_memory {wish!r}: {size!r} is not a size: write it {_EXAMPLE}")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    return number
 
 
 def device_map_for(model: nn.Module, place: Placement) -> dict[str, Any]:

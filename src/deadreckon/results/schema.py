@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from deadreckon.results import census, diff, fisher, measurement, probe, reading, reproduction, task, trace
+from deadreckon.results import census, diff, fisher, measurement, probe, reading, reproduction, sweep, task, trace
 from deadreckon.results.census import Census
 from deadreckon.results.diff import Difference
 from deadreckon.results.fisher import Fisher
@@ -18,10 +18,11 @@ from deadreckon.results.probe import Probe
 from deadreckon.results.reading import Classifications, Reading
 from deadreckon.results.record import Record
 from deadreckon.results.reproduction import Reproduction
+from deadreckon.results.sweep import Sweep, TaskTable
 from deadreckon.results.task import Task
 from deadreckon.results.trace import Trace
 
-MODULES = (census, diff, fisher, measurement, probe, reading, reproduction, task, trace)
+MODULES = (census, diff, fisher, measurement, probe, reading, reproduction, sweep, task, trace)
 """Where records and their parts are."""
 
 RECORDS: tuple[type[Record], ...] = (
@@ -37,6 +38,8 @@ RECORDS: tuple[type[Record], ...] = (
     Demonstration,
     Task,
     Reproduction,
+    Sweep,
+    TaskTable,
 )
 
 
@@ -52,16 +55,26 @@ def json_schema(record: type[Record]) -> dict[str, Any]:
     schema = msgspec.json.schema(record)
     parts: dict[str, Any] = {name: part for module in MODULES for name, part in vars(module).items()}
     for name, definition in schema["$defs"].items():
-        meanings = attributes(parts[name])
-        definition["description"] = inspect.cleandoc(definition["description"]).partition("\n\nAttributes:")[0]
-        for key, value in definition["properties"].items():
-            if key in meanings:
-                value["description"] = meanings[key]
+        describe(definition, parts[name])
         if "schema" in definition["properties"]:
             definition["properties"]["schema"] = {"const": parts[name].kind_of_record}
             definition["properties"]["deadreckon"].pop("default")
             definition["required"] = ["schema", "deadreckon", *definition["required"]]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def describe(definition: dict[str, Any], part: type) -> None:
+    """Put what a class's docstring says into its JSON Schema.
+
+    Args:
+        definition: as msgspec forms it; changed in place.
+        part: the class.
+    """
+    meanings = attributes(part)
+    definition["description"] = inspect.cleandoc(definition["description"]).partition("\n\nAttributes:")[0]
+    for key, value in definition["properties"].items():
+        if key in meanings:
+            value["description"] = meanings[key]
 
 
 def attributes(record: type) -> dict[str, str]:

@@ -18,6 +18,7 @@ from deadreckon.results.reading import Classifications, Reading
 from deadreckon.results.record import Record
 from deadreckon.results.trace import Trace
 from deadreckon.study.content import content_of
+from deadreckon.study.resources import Resources
 
 VERBS: dict[str, type[Record]] = {
     "read": Reading,
@@ -41,6 +42,7 @@ class Planned:
         step: training step that this revision is of; None where it has none.
         options: keyword arguments of the verb, such as JSON can hold.
         content: what the model and other files named were when they were looked at; None: not looked at yet.
+        resources: what it takes of a machine, which decides no result; None: whatever there is.
     """
 
     verb: str
@@ -49,6 +51,7 @@ class Planned:
     step: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     content: str | None = None
+    resources: Resources | None = None
 
     @property
     def name(self) -> str:

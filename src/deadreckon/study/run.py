@@ -1,7 +1,7 @@
 """Tasks carried out: each once, whatever happens to the others, its result kept before the next is begun.
 
-An engine is a function that takes tasks and yields outcomes, in any order: ``in_process`` here, ``ray_cluster`` in its
-own file. It draws a task only when it can begin it, and the task is claimed at that moment.
+An engine is a function that carries out tasks and yields each as it comes to its end, in any order: ``in_process``
+here, ``ray_cluster`` in its own file.
 """
 
 from __future__ import annotations
@@ -19,25 +19,22 @@ from deadreckon.results.task import Task
 from deadreckon.study.plan import Planned, stamped
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
     from deadreckon.study.store import Store
 
 Outcome = tuple[Task, Mapping[str, Any]]
 Call = Callable[[Planned], Outcome]
-Engine = Callable[[Iterable[Planned]], Iterator[Outcome]]
+Engine = Callable[[Iterable[Planned], "Store"], Iterator[Task | None]]
 Progress = Callable[[int, int, Task | None], None]
 
 _WAIT = 0.5  # seconds between two looks at what another process has claimed
 
 
-def run_task(planned: Planned, *, threads: int | None = None) -> Outcome:
+def run_task(planned: Planned) -> Outcome:
     """Call a verb on a model.
 
     Args:
-        planned: what to call on what.
-        threads: of torch and NumPy while it runs, for figures that are equal to the last bit wherever it runs; None
-            leaves them as they are.
+        planned: what to call on what. Its cpus are the threads of torch and NumPy while it runs, so that figures are
+            equal to the last bit wherever it runs.
 
     Returns:
         The task with the verb's record, and its vectors. Whatever the verb raised makes a failed task.
@@ -46,7 +43,7 @@ def run_task(planned: Planned, *, threads: int | None = None) -> Outcome:
     result, vectors, why = None, {}, ""
     try:
         verb = getattr(import_module(f"deadreckon.verbs.{planned.verb}"), planned.verb)
-        with _threads(threads):
+        with _threads(planned.resources.cpus if planned.resources else None):
             record = verb(planned.name, **planned.options)
             result, vectors = json.loads(record.to_json()), dict(record.vectors)
     except Exception as error:  # one checkpoint's failure never stops the rest
@@ -80,24 +77,52 @@ def finished(planned: Planned, *, result: dict[str, Any] | None, why: str, secon
     )
 
 
-def in_process(plans: Iterable[Planned], call: Call = run_task) -> Iterator[Outcome]:
+def carry_out(plan: Planned, store: Store, call: Call = run_task) -> Task | None:
+    """Claim a task, carry it out and keep what came of it: who computes, claims and keeps.
+
+    Args:
+        plan: with content.
+        store: where it is kept.
+        call: what carries it out.
+
+    Returns:
+        The task, done or failed; None where another process is at it, or has done it by now.
+
+    Raises:
+        UnreachableError: the store cannot be written to.
+    """
+    claim = store.claim(plan.key)
+    if claim is None:
+        return None
+    try:
+        if store.has(plan.key):
+            return None
+        task, vectors = call(plan)
+        store.write(task, vectors)
+        return task
+    finally:
+        claim.release()
+
+
+def in_process(plans: Iterable[Planned], store: Store, call: Call = run_task) -> Iterator[Task | None]:
     """The engine that carries out one task after the other in this process.
 
     Args:
         plans: what to carry out.
+        store: where to keep it.
         call: what carries one out.
 
     Yields:
-        Each one's outcome.
+        Each one's task; None for those that another process has.
     """
     for plan in plans:
-        yield call(plan)
+        yield carry_out(plan, store, call)
 
 
 def run_all(
     plans: Iterable[Planned], store: Store, engine: Engine = in_process, progress: Progress | None = None
 ) -> list[Task]:
-    """Carry out what a store does not have yet, and keep every outcome as it comes.
+    """Carry out what a store does not have yet, and keep every task as it comes to its end.
 
     Tasks that are done are left as they are; those that failed are tried again. What another process is at is waited
     for, and taken over if that process ends without a result.
@@ -118,9 +143,9 @@ def run_all(
     """
     plans = stamped(plans)
     store.prepare()
+    _forget_failures(plans, store)
     waiting = {plan.key: plan for plan in plans}
     ended: dict[str, Task] = {}
-    claims: dict[str, BaseFileLock] = {}
 
     def end(task: Task, *, now: bool) -> None:
         ended[task.key] = task
@@ -128,43 +153,26 @@ def run_all(
         if progress is not None:
             progress(len(ended), len(plans), task if now else None)
 
-    def claimed() -> Iterator[Planned]:
-        for key, plan in list(waiting.items()):
-            claim = store.claim(key)
-            if claim is None:
-                continue
-            claims[key] = claim
-            if (task := store.get(key)) is not None and task.status == "done":  # by another process, since we looked
+    while True:
+        for key in list(waiting):
+            if (task := store.get(key)) is not None and task.status == "done":
                 end(task, now=False)
-                claims.pop(key).release()
-            else:
-                yield plan
-
-    there = store.tasks()
-    _forget_failures(there, plans, store)
-    for task in there:
-        if task.key in waiting and task.status == "done":
-            end(task, now=False)
-    try:
-        while waiting:
-            before = len(waiting)
-            for task, vectors in engine(claimed()):
-                store.write(task, vectors)
-                claims.pop(task.key).release()
-                end(task, now=True)
-            if len(waiting) == before:
-                time.sleep(_WAIT)
-    finally:
-        for claim in claims.values():
-            claim.release()
-    return [ended[plan.key] for plan in plans]
+        if not waiting:
+            return [ended[plan.key] for plan in plans]
+        moved = False
+        for carried_out in engine(list(waiting.values()), store):
+            if carried_out is not None:
+                moved = True
+                end(carried_out, now=True)
+        if not moved:
+            time.sleep(_WAIT)
 
 
-def _forget_failures(there: Iterable[Task], plans: Iterable[Planned], store: Store) -> None:
+def _forget_failures(plans: Iterable[Planned], store: Store) -> None:
     """Drop failures of these same requests under other keys: the model was not there, or another one was."""
-    asked = {(plan.verb, plan.name, _text(plan.options)): plan.key for plan in plans}
-    for task in there:
-        key = asked.get((task.verb, Planned(task.verb, task.model, task.revision).name, _text(task.options)))
+    asked = {(plan.verb, plan.model, plan.revision, _text(plan.options)): plan.key for plan in plans}
+    for task in store.tasks():
+        key = asked.get((task.verb, task.model, task.revision, _text(task.options)))
         if task.status == "failed" and key not in {None, task.key}:
             store.drop(task.key)
 

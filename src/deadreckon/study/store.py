@@ -120,7 +120,7 @@ class Store:
             raise UnreachableError(_refusal(self.folder, error)) from None
 
     def tasks(self) -> list[Task]:
-        """Every task, sorted by model, step, revision, verb, options and key.
+        """Every task, sorted by model, step, revision, verb, seed, options and key.
 
         Returns:
             The tasks; what killed runs left unfinished is not among them.
@@ -156,8 +156,8 @@ def _load(path: Path) -> Task:
 
 
 def _order(task: Task) -> tuple[Any, ...]:
-    step = -1 if task.step is None else task.step
-    return task.model, step, task.revision or "", task.verb, str(sorted(task.options.items())), task.key
+    step, seed = -1 if task.step is None else task.step, task.options.get("seed", 0)
+    return task.model, step, task.revision or "", task.verb, seed, str(sorted(task.options.items())), task.key
 
 
 def _refusal(folder: Path, error: OSError) -> str:

@@ -46,12 +46,12 @@ def classify(*models: str | os.PathLike[str] | nn.Module, functional: bool = Fal
     """
     if not models:
         raise UsageError("no model to classify: name at least one")
-    named = [name for model in models for name in _matching(model)]
+    named = [name for model in models for name in matching(model)]
     results = [_classified(model, functional=functional) for model in named]
     return Classifications(model=", ".join(result.model for result in results), results=results)
 
 
-def _matching(model: str | os.PathLike[str] | nn.Module) -> list[str | os.PathLike[str] | nn.Module]:
+def matching(model: str | os.PathLike[str] | nn.Module) -> list[str | os.PathLike[str] | nn.Module]:
     """The checkpoints that a pattern stands for, by name; anything else stands for itself."""
     if not isinstance(model, str) or not has_magic(model) or lexists(model) or "://" in model:
         return [model]
