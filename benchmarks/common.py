@@ -19,7 +19,16 @@ RESULTS = Path(os.environ.get("OUT", Path(__file__).parent / "results"))
 def write(name: str, figures: Any) -> None:
     """Write ``results/NAME.json``: environment, command, figures. ``$OUT`` names another folder."""
     libraries = {}
-    for package in ("numpy", "torch", "transformers", "safetensors", "gguf"):
+    for package in (
+        "numpy",
+        "torch",
+        "transformers",
+        "safetensors",
+        "gguf",
+        "altair",
+        "vl-convert-python",
+        "playwright",
+    ):
         try:
             libraries[package] = version(package)
         except PackageNotFoundError:

@@ -42,6 +42,20 @@ def _engine() -> list[list[str]]:
     return rows
 
 
+def _report() -> list[list[str]]:
+    figures = _figures("report")
+    heads = ["report", "charts", "size", "first paint", "first chart", "last chart", "to write it"]
+    rows = [heads, ["---"] * len(heads)]
+    for name, key in (
+        ("14 models, each measured twice and traced", "fourteen_models"),
+        ("one measurement", "one_measurement"),
+    ):
+        row = figures[key]
+        times = [f"{row[f'seconds_to_{what}']:.1f} s" for what in ("first_paint", "first_chart", "last_chart", "write")]
+        rows.append([name, str(row["charts"]), f"{row['bytes'] / 1e6:.2f} MB", *times])
+    return rows
+
+
 def _fisher() -> list[list[str]]:
     heads = ["model", "dtype", "sites", "dead", "with remedy, at most", "without, at least", "dead without remedy"]
     rows = [[*heads, "naive/(c² E Var) off 1 by", "control"], ["---"] * (len(heads) + 2)]
@@ -313,6 +327,7 @@ TABLES: dict[str, Callable[[], list[list[str]]]] = {
     "fisher_cost": _fisher_cost,
     "host": _host,
     "peers": _peers,
+    "report": _report,
     "sweep": _sweep,
     "trace": _trace,
     "trace_large": _trace_large,

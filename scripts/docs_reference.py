@@ -53,6 +53,7 @@ PAGES = (
     "docs/hub.md",
     "docs/sweep.md",
     "docs/scale.md",
+    "docs/report.md",
     "docs/reproduce.md",
     *(f"docs/claims/{page}.md" for page in CLAIMS),
 )

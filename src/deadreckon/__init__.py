@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from deadreckon.forward.spectrum import Eigensolver, register_eigensolver
     from deadreckon.kernel.norm import NormKind, register_norm_kind
     from deadreckon.kernel.subspace import DeadSubspace
+    from deadreckon.render.report import Report, report
     from deadreckon.results.census import Census
     from deadreckon.results.diff import Difference
     from deadreckon.results.fisher import Fisher
@@ -59,6 +60,7 @@ _HOMES = {
     "NormKind": "kernel.norm",
     "Probe": "results.probe",
     "Reading": "results.reading",
+    "Report": "render.report",
     "Reproduction": "results.reproduction",
     "Sweep": "results.sweep",
     "TaskTable": "results.sweep",
@@ -77,6 +79,7 @@ _HOMES = {
     "register_eigensolver": "forward.spectrum",
     "register_format": "checkpoint.format",
     "register_norm_kind": "kernel.norm",
+    "report": "render.report",
     "reproduce": "study.reproduce",
     "sweep": "study.sweep",
     "table": "study.table",
@@ -98,6 +101,7 @@ __all__ = [
     "NormKind",
     "Probe",
     "Reading",
+    "Report",
     "Reproduction",
     "Sweep",
     "TaskTable",
@@ -116,6 +120,7 @@ __all__ = [
     "register_eigensolver",
     "register_format",
     "register_norm_kind",
+    "report",
     "reproduce",
     "sweep",
     "table",

@@ -219,6 +219,12 @@ def test_a_pickle_is_never_opened(name, protocol, put, tmp_path):
         assert exploded.exists()
 
 
+@pytest.mark.parametrize("length", range(4, 30))
+def test_an_archive_shorter_than_its_own_end(length, put):
+    content = (b"PK\x03\x04" + b"PK\x05\x06" + bytes(22))[:length]
+    refused(put("x.pt", content), "x.pt")
+
+
 INDEXES = {
     "not JSON": (b"{", "not valid JSON"),
     "a list": ([1], "no weight_map"),

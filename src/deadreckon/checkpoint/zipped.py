@@ -107,7 +107,7 @@ class Archive:
         short = max(tail_start, self.size - 256)  # enough without a comment
         for start in dict.fromkeys((short, tail_start)):
             tail = self._read(start, self.size - start, "the archive's directory")
-            at = tail.rfind(b"PK\x05\x06", 0, len(tail) - _END.size + 4)
+            at = tail.rfind(b"PK\x05\x06", 0, max(0, len(tail) - _END.size + 4))
             if at >= 0:
                 break
         else:

@@ -9,6 +9,7 @@ import click
 
 from deadreckon.cli.measure import PROTOCOL_FAILED, dead_measured, prepare_torch, share_of_mean
 from deadreckon.cli.output import emit, output_options, progress
+from deadreckon.cli.report import REPORT_FILE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,8 +20,16 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--twin", type=click.IntRange(min=1), default=1, show_default=True, help="Random-init twins a model.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the twins' weights.")
+@click.option(
+    "--report",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    default=REPORT_FILE,
+    show_default=True,
+    help="Write it all as a page, too, where deadreckon[report] is installed; '' for none.",
+)
 @output_options
-def demo(twin: int, seed: int, as_json: bool, out: Path | None, save: Path | None, quiet: bool) -> int:
+def demo(twin: int, seed: int, report: Path, as_json: bool, out: Path | None, save: Path | None, quiet: bool) -> int:
     """Read, verify and compare with random init: all-MiniLM-L6-v2 (LayerNorm) and SmolLM2-135M-Instruct (RMSNorm)."""
     prepare_torch()
     from deadreckon.verbs.demo import demo as run
@@ -28,7 +37,25 @@ def demo(twin: int, seed: int, as_json: bool, out: Path | None, save: Path | Non
     with progress("demo", quiet=quiet) as update:
         shown = run(twin=twin, seed=seed, progress=update)
     emit(shown, lambda: demo_table(shown), as_json=as_json, out=out, save=save)
+    if report.name:
+        click.echo(err=as_json)
+        _write_report(shown, report, err=as_json)
     return 0 if all(m.protocol.status == "ok" for m in shown.measurements) else PROTOCOL_FAILED
+
+
+def _write_report(shown: Demonstration, path: Path, *, err: bool) -> None:
+    """The page, with what costs nothing to know beside what was measured; where its packages are missing, how to."""
+    from deadreckon.render.report import missing_package, report
+    from deadreckon.verbs.census import census
+    from deadreckon.verbs.classify import classify
+
+    if missing := missing_package():
+        click.echo(f"no report: {missing} is not installed (pip install 'deadreckon[report]')", err=True)
+        return
+    models = [measurement.model for measurement in shown.measurements]
+    made = report(shown, classify(*models), census(models[0]), title="deadreckon demo", command="deadreckon demo")
+    made.save(path)
+    click.echo(f"report: {path}", err=err)
 
 
 def demo_table(shown: Demonstration) -> RenderableType:

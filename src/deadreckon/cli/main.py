@@ -25,6 +25,7 @@ _VERBS = {
     "probe": "Screen a norm layer of your own code for directions of its output that never vary.",
     "sweep": "Verbs on many models, revisions, seeds and data from a YAML file; resumable, here or on Ray.",
     "table": "The main figures of a sweep's tasks: in the terminal, as CSV, Parquet or JSON.",
+    "report": "Saved results as one HTML page: verdicts, charts, tables and where they come from.",
     "atlas": "Build or check the table of architectures that reading relies on (needs torch and transformers).",
     "reproduce": "The paper's table of 14 models, and a verdict on each of its claims.",
     "demo": "The main job on two small trained models, one LayerNorm and one RMSNorm.",

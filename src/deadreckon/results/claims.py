@@ -113,7 +113,7 @@ def _residual(rows: Rows) -> Judgement | None:
 
 
 def _classification(rows: Rows) -> Judgement | None:
-    found = _finest([row for row in rows.models if row.listed_as])
+    found = _finest([row for row in rows.models if row.listed_as and row.kind_read])
     if not found:
         return None
     right = sum(row.kind_read == row.kind_seen for row in found)
