@@ -152,6 +152,13 @@ def test_what_another_process_is_at_is_left_to_it(cluster, tmp_path):
     claim.release()
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_where_nothing_listens_is_refused_at_once(monkeypatch, tmp_path, address):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(UnreachableError, match=f"no Ray cluster at {address}: .*refused"):
+        run_all([Planned("read", "random:pythia-160m")], Store(tmp_path), partial(ray_cluster, address=address))
+
+
 def test_without_tasks_no_cluster_is_started(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     assert run_all([], Store(tmp_path), ray_cluster) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import chdir, contextmanager
 from itertools import islice
@@ -18,6 +19,7 @@ from deadreckon.study.resources import Resources
 from deadreckon.study.run import Call, carry_out, finished, run_task
 from deadreckon.study.store import Store
 
+_PATIENCE = 10.0  # seconds
 _OFFLINE = "HF_HUB_OFFLINE"
 ATTEMPTS = 3
 """How often a task is begun whose worker dies."""
@@ -131,6 +133,8 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
     if ray.is_initialized():
         yield ray
         return
+    if address is not None:
+        _check_answers(address)
     own: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if address is None else {}
     try:
         ray.init(address=address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
@@ -141,3 +145,16 @@ def _cluster(address: str | None, workers: int | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Refuse an address where nothing listens: Ray itself would try for minutes."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not colon or not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise UnreachableError(
+            f"no Ray cluster at {address}: {error}; name its head, or leave the address out"
+        ) from None
