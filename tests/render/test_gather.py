@@ -2,12 +2,14 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 from made_records import census, measurement, task, trace
 
 from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.render.gather import gather
+from deadreckon.render.runs import drawn
 from deadreckon.results.census import Census
 from deadreckon.results.measurement import Demonstration, Measurement
 from deadreckon.results.trace import Trace
@@ -111,3 +113,20 @@ def test_numbers_that_no_verb_writes_are_refused_with_their_path(tmp_path, key, 
     path.write_text(json.dumps({**measurement().to_dict(), key: value}))
     with pytest.raises(InputError, match=r"r\.json: .*" + message):
         gather([path])
+
+
+def test_a_store_is_in_the_order_of_its_models_and_charts_take_one_of_each(tmp_path):
+    """File names of a store are hashes; a table of many models, seeds and gains has more results than charts."""
+    drawn_as = [("b", "lognormal:0.5", 0), ("a", None, 1), ("b", None, 0), ("a", None, 0), ("a", "lognormal:0.5", 0)]
+    for k, (model, affine, seed) in enumerate(drawn_as):
+        record = replace(measurement(model), affine=affine, seed=seed)
+        write(tmp_path / "tasks" / f"k{k}.json", task(record, key=f"k{k}"))
+    found = gather([tmp_path]).of(Measurement)
+    order = [(e.record.model, e.record.affine, e.record.seed) for e in found]
+    plain, redrawn = None, "lognormal:0.5"
+    assert order == [("a", plain, 0), ("a", plain, 1), ("a", redrawn, 0), ("b", plain, 0), ("b", redrawn, 0)]
+    named = list(zip("01234", found, strict=True))
+    assert [name for name, _ in drawn(named, 5)] == ["0", "1", "2", "3", "4"]
+    assert [name for name, _ in drawn(named, 4)] == ["0", "3"]
+    assert [name for name, _ in drawn(named[2:4], 1)] == ["2"]
+    assert [name for name, _ in drawn(list(reversed(named)), 4)] == ["3", "1"]

@@ -121,6 +121,7 @@ def gather(places: Sequence[str | Path | Record]) -> Findings:
             findings.sources.append(Source(f"{place.schema} of {place.model}"))
             findings.add(place, len(findings.sources) - 1)
             continue
+        before = len(findings.entries)
         for path in _files(Path(place)):
             if path.resolve() in seen:
                 continue
@@ -129,10 +130,19 @@ def gather(places: Sequence[str | Path | Record]) -> Findings:
                 findings.passed_over.append(str(path))
             else:
                 _take(findings, path)
+        findings.entries[before:] = sorted(findings.entries[before:], key=lambda entry: _place(findings, entry))
     if not findings.entries and not findings.failed:
         names = ", ".join(str(place) for place in places if not isinstance(place, Record))
         raise UsageError(f"{names or 'nothing given'}: no result there; name files that --out wrote, or their folder")
     return findings
+
+
+def _place(findings: Findings, entry: Entry[Record]) -> tuple[Any, ...]:
+    """Results in the order they were given in; those of a store, whose files are named by hashes, by their models."""
+    if Path(findings.sources[entry.source].name).parent.name != "tasks":
+        return ()
+    seed, affine, where = (getattr(entry.record, name, None) for name in ("seed", "affine", "environment"))
+    return entry.record.model, entry.step or 0, affine or "", seed or 0, "" if where is None else where.dtype
 
 
 def _take(findings: Findings, path: Path) -> None:

@@ -38,3 +38,21 @@ def last_steps(named: Sequence[tuple[str, Found]]) -> list[tuple[str, Found]]:
         if key not in last or (entry.step or 0) >= (last[key][1].step or 0):
             last[key] = (name, entry)
     return list(last.values())
+
+
+def drawn(named: Sequence[tuple[str, Found]], most: int) -> list[tuple[str, Found]]:
+    """What charts are made of: the last checkpoint of each run, and where that is too much, one result of each model.
+
+    Args:
+        named: results of one kind with their names.
+        most: how many charts, or rows of a chart, there is room for.
+
+    Returns:
+        At most so many, in order; of several results of one model that as its initialiser made it, at the first seed.
+    """
+    chosen = last_steps(named)
+    if len(chosen) > most:
+        plain_first = sorted(chosen, key=lambda each: getattr(each[1].record, "affine", None) is not None)
+        first = {entry.record.model: id(entry) for _, entry in reversed(plain_first)}
+        chosen = [each for each in chosen if id(each[1]) in first.values()]
+    return chosen[:most]

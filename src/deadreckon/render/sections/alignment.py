@@ -13,7 +13,7 @@ from deadreckon.render.gather import Findings
 from deadreckon.render.labels import labels
 from deadreckon.render.markup import Html
 from deadreckon.render.parts import Column, Figure, Section, badge, paragraph, table
-from deadreckon.render.runs import last_steps
+from deadreckon.render.runs import drawn
 from deadreckon.render.words import cosine, counted, listed, number, of
 from deadreckon.results.measurement import Figures, Measurement
 
@@ -48,7 +48,7 @@ def section(findings: Findings) -> Section | None:
         return None
     names = labels(entries)
     named = list(zip(names, (entry.record for entry in entries), strict=True))
-    shown = [(name, entry.record) for name, entry in last_steps(list(zip(names, entries, strict=True)))][:MOST]
+    shown = [(name, entry.record) for name, entry in drawn(list(zip(names, entries, strict=True)), MOST)]
     draw = partial(chart.alignment, [row for each in shown for row in _rows(*each)], names=[name for name, _ in shown])
     says = (
         "1: the direction that the parameters predict is the one without variance. An RMSNorm predicts none; its γ⁻¹ "

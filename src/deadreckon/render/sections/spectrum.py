@@ -9,7 +9,7 @@ from deadreckon.render.charts.spectrum import spectrum
 from deadreckon.render.gather import Findings
 from deadreckon.render.labels import labels
 from deadreckon.render.parts import Figure, Section, paragraph
-from deadreckon.render.runs import last_steps
+from deadreckon.render.runs import drawn
 from deadreckon.render.words import counted, power
 from deadreckon.results.measurement import Eigenvalues, Measurement
 
@@ -22,7 +22,7 @@ def section(findings: Findings) -> Section | None:
     """A chart a measurement: its eigenvalues, the dead subspace and the floor."""
     entries = findings.of(Measurement)
     named = [(name, entry) for name, entry in zip(labels(entries), entries, strict=True) if _kept(entry.record).ranks]
-    chosen = last_steps(named)
+    chosen = drawn(named, MOST)
     if not chosen:
         return None
     blocks = [
@@ -32,11 +32,11 @@ def section(findings: Findings) -> Section | None:
             "rounding: only that they are small means something, and one that rounding made negative is drawn at it."
         )
     ]
-    if left_out := len(named) - min(len(chosen), MOST):
+    if left_out := len(named) - len(chosen):
         blocks.append(
-            paragraph(f"Not drawn: {counted(left_out, 'spectrum', 'spectra')} of other steps or further models.")
+            paragraph(f"Not drawn: {counted(left_out, 'spectrum', 'spectra')} of other steps, seeds or further models.")
         )
-    figures = [_figure(k, name, entry.record) for k, (name, entry) in enumerate(chosen[:MOST])]
+    figures = [_figure(k, name, entry.record) for k, (name, entry) in enumerate(chosen)]
     return Section("spectrum", "Spectra", [*blocks, *figures])
 
 

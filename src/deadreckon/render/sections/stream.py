@@ -11,7 +11,7 @@ from deadreckon.render.gather import Entry, Findings
 from deadreckon.render.labels import labels
 from deadreckon.render.markup import Html
 from deadreckon.render.parts import Column, Figure, Section, badge, paragraph, table
-from deadreckon.render.runs import last_steps
+from deadreckon.render.runs import drawn
 from deadreckon.render.words import counted, listed, number
 from deadreckon.results.trace import Stream, Trace
 
@@ -23,7 +23,7 @@ def section(findings: Findings) -> Section | None:
     """A profile a stream, with its verdict and the falls named."""
     entries = findings.of(Trace)
     named = list(zip(labels(entries), entries, strict=True))
-    streams, drawn = _streams(named), _streams(last_steps(named))
+    streams, charted = _streams(named), _streams(drawn(named, MOST))[:MOST]
     if not streams:
         return None
     blocks = [
@@ -33,10 +33,10 @@ def section(findings: Findings) -> Section | None:
             "direction of the stream was lost."
         )
     ]
-    if left_out := len(streams) - len(drawn[:MOST]):
-        words = counted(left_out, "stream of another step or model", "streams of other steps or models")
+    if left_out := len(streams) - len(charted):
+        words = counted(left_out, "stream of another step, seed or model", "streams of other steps, seeds or models")
         blocks.append(paragraph(f"Not drawn: {words}; the table has them all."))
-    figures = [_figure(k, name, stream) for k, (name, stream) in enumerate(drawn[:MOST]) if stream.blocks]
+    figures = [_figure(k, name, stream) for k, (name, stream) in enumerate(charted) if stream.blocks]
     tables = [_verdicts(streams)]
     if any(stream.events for _, stream in streams):
         tables.append(_events(streams))
@@ -150,7 +150,8 @@ def _digest(named: list[tuple[str, Trace]]) -> str:
         return f"The residual stream loses a direction in {listed(lost)}."
     if not applicable:
         return ""
-    return f"The residual stream loses no direction in {counted(len(applicable), 'model')} traced."
+    models = len({trace.model for _, trace in applicable})
+    return f"The residual stream loses no direction in {counted(models, 'model')} traced."
 
 
 def _verdict(verdict: str) -> str:
