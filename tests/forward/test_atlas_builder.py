@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deadreckon.checkpoint.atlas import ATLAS_PATH
+from deadreckon.checkpoint.atlas import ABSENT, ATLAS_PATH
 from deadreckon.checkpoint.find import find_norms
 from deadreckon.checkpoint.source import open_model
 from deadreckon.cli.main import main
@@ -17,7 +17,8 @@ from deadreckon.forward.atlas_builder import COMMAND, GGUF, build_atlas, build_r
 from deadreckon.forward.atlas_coverage import CLASSIFIED, atlas_coverage
 from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.stacks import find_stacks, redraw, watch
-from deadreckon.forward.tiny import tiny_config, tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_config, tiny_model
+from deadreckon.forward.tiny_inputs import tiny_inputs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -26,7 +27,7 @@ SAMPLE = ("bert", "clip_vision_model", "gemma3_text", "gpt2", "nemotron", "olmo2
 
 @pytest.fixture(scope="module")
 def committed():
-    return json.loads(ATLAS_PATH.read_text(encoding="utf-8"))
+    return atlas_builder.committed()
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +82,10 @@ def test_an_edited_row_is_reported(committed, rebuilt, edit):
 def test_the_written_file_reads_back_and_holds_a_row_a_line(tmp_path, committed):
     path = tmp_path / "atlas.json"
     write_atlas(committed, path)
-    assert json.loads(path.read_text()) == committed
-    assert path.read_text() == ATLAS_PATH.read_text(encoding="utf-8")
+    for name in (ATLAS_PATH.name, ABSENT):
+        assert (tmp_path / name).read_text() == ATLAS_PATH.with_name(name).read_text(encoding="utf-8")
+    read_back = json.loads(path.read_text()) | {"absent": json.loads((tmp_path / ABSENT).read_text())}
+    assert read_back == committed
     assert sum(line.startswith(' "') for line in path.read_text().splitlines()) == len(committed["rows"])
 
 
@@ -112,7 +115,7 @@ def test_building_replaces_the_named_rows_and_leaves_the_others(monkeypatch, tmp
     assert main(["atlas", "build", "gptj", "no_such_model_type"]) == 0
     written = json.loads(path.read_text())
     assert written["rows"] == {name: committed["rows"][name] for name in ("gpt2", "gptj")}
-    assert written["absent"].keys() == {"no_such_model_type"}
+    assert json.loads((tmp_path / ABSENT).read_text()).keys() == {"no_such_model_type"}
 
 
 def test_a_model_type_that_cannot_be_built_is_absent_with_the_reason():

@@ -8,7 +8,7 @@ from static_norms import final_norm, norm_class
 from torch import nn
 
 from deadreckon.checkpoint.atlas import ATLAS_PATH
-from deadreckon.forward.tiny import base_class
+from deadreckon.forward.tiny_classes import base_class
 
 ROWS = json.loads(ATLAS_PATH.read_text(encoding="utf-8"))["rows"]
 

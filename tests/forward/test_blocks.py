@@ -14,7 +14,9 @@ from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.forward.stacks import redraw
 from deadreckon.forward.stream import kept
-from deadreckon.forward.tiny import WIDTH, tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_inputs import tiny_inputs
+from deadreckon.forward.tiny_sizes import WIDTH
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -15,6 +15,7 @@ from typing import Any
 
 SCHEMA = "deadreckon.atlas/1"
 ATLAS_PATH = Path(__file__).parent / "data" / "atlas.json"
+ABSENT = "atlas_absent.json"  # beside it: the model types without a row, with the reason
 
 # Where composite configs keep the language model's own config.
 TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
@@ -156,8 +157,7 @@ def why_absent(model_type: Any) -> str | None:
     Returns:
         What the builder met; None where there is a row, or the builder never met the name.
     """
-    reasons: Mapping[str, str] = _document()["absent"]
-    return reasons.get(model_type) if isinstance(model_type, str) else None
+    return _reasons().get(model_type) if isinstance(model_type, str) else None
 
 
 def gguf_naming() -> Mapping[str, Any]:
@@ -170,6 +170,12 @@ def gguf_naming() -> Mapping[str, Any]:
 def _document() -> dict[str, Any]:
     document: dict[str, Any] = json.loads(ATLAS_PATH.read_bytes())
     return document
+
+
+@cache
+def _reasons() -> dict[str, str]:
+    reasons: dict[str, str] = json.loads(ATLAS_PATH.with_name(ABSENT).read_bytes())
+    return reasons
 
 
 def _rows() -> dict[str, Any]:

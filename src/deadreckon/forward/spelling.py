@@ -13,7 +13,8 @@ from torch import nn
 
 from deadreckon.forward.probe import NormProbe
 from deadreckon.forward.stacks import redraw
-from deadreckon.forward.tiny import head_class, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_classes import head_class
 from deadreckon.forward.variant import Variant
 
 

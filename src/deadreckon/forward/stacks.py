@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from deadreckon.errors import DeadreckonError
 from deadreckon.forward.probe import NormProbe, probe_norms
-from deadreckon.forward.tiny import tiny_inputs
+from deadreckon.forward.tiny_inputs import tiny_inputs
 
 # A block's output is its input plus its writes, rounded at every addition in float32: a few 6e-8 each.
 _ADDS_UP = 1e-5
