@@ -6,6 +6,8 @@ import importlib
 import inspect
 from typing import Any
 
+from deadreckon.forward.tiny_facts import CLASSES
+
 # Tried in this order: the class with an output head of which the base class is a part.
 _HEADS = (
     "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -35,6 +37,9 @@ def base_class(model_type: str) -> Any | None:
     """The base class, or else, for a part of a model, the first class that takes that type's config and can be run."""
     from transformers import CONFIG_MAPPING, PreTrainedModel
 
+    if model_type in CLASSES:
+        module, _, name = CLASSES[model_type].rpartition(".")
+        return getattr(importlib.import_module(f"transformers.models.{module}"), name)
     if (named := _class_named(model_type, "MODEL_MAPPING_NAMES")) is not None:
         return named
     config_class = CONFIG_MAPPING[model_type]

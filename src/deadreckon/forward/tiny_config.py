@@ -7,17 +7,18 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deadreckon.forward.tiny_overrides import OVERRIDES
+from deadreckon.forward.tiny_facts import OVERRIDES
 from deadreckon.forward.tiny_sizes import FIRST_PLAIN_ID, LAYERS, VOCABULARY, Sizes
 
 
-def shrink(config_class: Any, overrides: Mapping[str, Any], sizes: Sizes) -> Any:
+def shrink(config_class: Any, overrides: Mapping[str, Any], sizes: Sizes, part: Any = None) -> Any:
     """A small config.
 
     Args:
         config_class: a transformers config class.
         overrides: values that win over the small ones; a dotted key reaches into a sub-config.
         sizes: how small.
+        part: an instance of the class as the config that it is part of makes it by default.
 
     Returns:
         An instance of the class.
@@ -25,6 +26,8 @@ def shrink(config_class: Any, overrides: Mapping[str, Any], sizes: Sizes) -> Any
     defaults = config_class()
     values: dict[str, Any] = {}
     for name, default in _fields(config_class):
+        if part is not None and (own := vars(part).get(name)) != vars(defaults).get(name):
+            values[name] = default = own
         if isinstance(default, int) and not isinstance(default, bool):
             if (small := sizes.shrunk(name, default)) is not None:
                 values[name] = small
@@ -50,7 +53,7 @@ def shrink(config_class: Any, overrides: Mapping[str, Any], sizes: Sizes) -> Any
         model_type = getattr(sub_class, "model_type", "")
         if key not in values and model_type:
             own = {**OVERRIDES.get(model_type, {}), **nested.get(key, {})}
-            values[key] = {**shrink(sub_class, own, sizes).to_dict(), "model_type": model_type}
+            values[key] = {**shrink(sub_class, own, sizes, default).to_dict(), "model_type": model_type}
     return config_class(**values)
 
 

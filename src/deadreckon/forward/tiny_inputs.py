@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import UsageError
+from deadreckon.forward.modality import parts
+from deadreckon.forward.tiny_facts import INPUTS, Shaped
 from deadreckon.forward.tiny_sizes import FIRST_PLAIN_ID, VOCABULARY, WIDTH
 
 _SMALL_TOKENS = 12
@@ -29,15 +32,22 @@ def tiny_inputs(model: nn.Module) -> dict[str, Tensor]:
     Raises:
         UsageError: no combination of the inputs that this function can make runs the model.
     """
+    if (listed := INPUTS.get(type(model).__name__)) is not None:
+        generator = torch.Generator().manual_seed(0)
+        inputs = {name: _made(value, model.config, generator) for name, value in listed.items()}
+        with torch.no_grad():
+            model(**inputs)
+        return inputs
     parameters = inspect.signature(model.forward).parameters
     main = getattr(model, "main_input_name", "input_ids")
+    mains = [main] if isinstance(main, str) else list(main)
     failure: Exception | None = None
     tried: set[str] = set()
     for shape in range(_SHAPES):
         available = {name: value for name, value in _inputs(model.config, shape).items() if name in parameters}
         if shape == 0 and {"pixel_values", "pixel_position_ids"} <= available.keys():
             available["pixel_values"] = _inputs(model.config, shape)["hidden_states"].unsqueeze(0)
-        wanted = [main, *(n for n, p in parameters.items() if p.default is p.empty and n in available)]
+        wanted = [*mains, *(n for n, p in parameters.items() if p.default is p.empty and n in available)]
         if getattr(model.config, "is_encoder_decoder", False):
             wanted.append("decoder_input_ids")
         first = {name: available[name] for name in dict.fromkeys(wanted) if name in available}
@@ -52,7 +62,21 @@ def tiny_inputs(model: nn.Module) -> dict[str, Tensor]:
             else:
                 return inputs
         tried |= available.keys()
-    raise UsageError(f"{type(model).__name__} runs on none of the inputs {sorted(tried)}: {failure}")
+    raise UsageError(f"{type(model).__name__} runs on none of the inputs {sorted(tried)}: {failure}") from failure
+
+
+def _made(value: Any, config: Any, generator: torch.Generator) -> Any:
+    """A listed input: numbers of a shape, or the value itself."""
+    if isinstance(value, list):
+        return torch.tensor(value)
+    if not isinstance(value, Shaped):
+        return value
+    shape = [attrgetter(size)(config) if isinstance(size, str) else size for size in value.shape]
+    if value.of == "normal":
+        return torch.randn(shape, generator=generator)
+    if value.of == "ids":
+        return torch.randint(FIRST_PLAIN_ID, VOCABULARY // 2, shape, generator=generator)
+    return torch.full(shape, {"ones": 1, "zeros": 0}[value.of])
 
 
 def _inputs(config: Any, shape: int = 0) -> dict[str, Tensor]:
@@ -65,9 +89,7 @@ def _inputs(config: Any, shape: int = 0) -> dict[str, Tensor]:
     def ids(length: int) -> Tensor:
         return torch.randint(FIRST_PLAIN_ID, VOCABULARY // 2, (1, length), generator=generator)
 
-    vision = next(
-        (c for c in (config, getattr(config, "vision_config", None)) if _has(c, "image_size|crop_size")), None
-    )
+    vision = next((part for part in parts(config) if _has(part, "image_size|crop_size")), None)
     size = _first(vision, ("image_size", "crop_size"), 32)
     channels = _first(vision, ("num_channels", "in_channels", "in_chans"), 3)
     frames = _first(vision, ("num_frames", "frames_per_clip"), 0)

@@ -1,0 +1,155 @@
+"""What a model type needs besides the small sizes: values, a class, inputs. All that knows types by name is data, here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from deadreckon.forward.tiny_sizes import LAYERS, VOCABULARY, WIDTH
+
+_ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+_SECTIONS: dict[str, Any] = {"rope_parameters": {**_ROPE, "mrope_section": [2, 3, 3]}}
+
+# Values that a model type needs besides, each because a default contradicts the small sizes.
+OVERRIDES: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
+    "distilbert": {"hidden_dim": 96},
+    "gemma3": {"mm_tokens_per_image": 4},
+    "helium": {"head_dim": 16},
+    "xmod": {"default_language": "en_XX"},
+    "reformer": {"axial_pos_embds_dim": [32, 32]},
+    **dict.fromkeys(("glm4v_text", "glm_image_text", "glm_ocr_text", "qwen2_vl_text", "qwen2_5_vl_text"), _SECTIONS),
+    "glm4v_moe_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
+    "nemotron": {"num_key_value_heads": 2},
+    **dict.fromkeys(("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4, "context_length": 24}),
+    "blt": {"encoder_config.hidden_size_global": WIDTH, "decoder_config.hidden_size_global": WIDTH},
+    **dict.fromkeys(("blt_local_encoder", "blt_local_decoder"), {"hidden_size_global": WIDTH}),
+    "chameleon": {"vocabulary_map": {"<image>": VOCABULARY - 1}},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0},
+        "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"] * 2, "num_experts_per_tok": 2},
+    "diffusion_gemma_text": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "dots3_note_vision_encoder": {"per_layer_config": {}, "num_local_experts": 4},
+    "ernie4_5_vl_moe_text": {
+        "moe_intermediate_size": [48, 16],
+        "rope_parameters": {**_ROPE, "mrope_section": [3, 3, 2]},
+    },
+    "hunyuan_vl_text": {"head_dim": 16, "rope_parameters": {**_ROPE, "mrope_section": [2, 2, 2, 2]}},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "lw_detr_vit": {"image_size": 256},
+    "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
+    "moonshine_streaming": {"num_key_value_heads": 4},
+    "pix2struct_text_model": {"initializer_range": 0.02},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+        "ngram_vocab_size_base": 1000,
+    },
+    **dict.fromkeys(("t5gemma2_text", "t5gemma2_encoder", "t5gemma2_decoder"), {"dropout_rate": 0.0}),
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
+        "attention_hidden_size": 2 * WIDTH,
+        "attention_head_dim": 32,
+        "mamba_dt_rank": 4,
+    },
+    "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "wav2vec2": {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4},
+}
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """Numbers of a shape.
+
+    Attributes:
+        of: normal (standard) | ids (of plain tokens) | ones | zeros, the last three whole numbers.
+        shape: sizes; a name stands for that value of the model's config.
+    """
+
+    of: str
+    shape: tuple[int | str, ...]
+
+
+def _normal(*shape: int | str) -> Shaped:
+    return Shaped("normal", shape)
+
+
+def _ids(*shape: int | str) -> Shaped:
+    return Shaped("ids", shape)
+
+
+def _ones(*shape: int | str) -> Shaped:
+    return Shaped("ones", shape)
+
+
+def _zeros(*shape: int | str) -> Shaped:
+    return Shaped("zeros", shape)
+
+
+# Where transformers' own table names another class or none: module and class.
+CLASSES: dict[str, str] = {
+    "blip_text_model": "blip.modeling_blip_text.BlipTextModel",
+    "kosmos_2_5_vision_model": "kosmos2_5.modeling_kosmos2_5.Kosmos2_5VisionModel",
+    "lw_detr_vit": "lw_detr.modeling_lw_detr.LwDetrViTBackbone",
+    "musicgen_decoder": "musicgen.modeling_musicgen.MusicgenModel",
+    "musicgen_melody_decoder": "musicgen_melody.modeling_musicgen_melody.MusicgenMelodyModel",
+    "paddleocr_vl_vision": "paddleocr_vl.modeling_paddleocr_vl.PaddleOCRVisionModel",
+    "pp_doclayout_v2": "pp_doclayout_v2.modeling_pp_doclayout_v2.PPDocLayoutV2Model",
+    "t5_gemma_module": "t5gemma.modeling_t5gemma.T5GemmaEncoder",
+    "voxtral_realtime_text": "voxtral_realtime.modeling_voxtral_realtime.VoxtralRealtimeTextModel",
+}
+
+_SERIES = {  # a context of 24 steps behind the 7 that the largest lag takes
+    "past_values": _normal(1, 31),
+    "past_time_features": _normal(1, 31, "num_time_features"),
+    "past_observed_mask": _ones(1, 31),
+    "future_values": _normal(1, 4),
+    "future_time_features": _normal(1, 4, "num_time_features"),
+}
+
+# Keyword inputs of classes that no rule finds. A list stands for a tensor of these values.
+INPUTS: dict[str, dict[str, Any]] = {
+    "AudioFlamingo3Encoder": {"input_features": _normal(1, "num_mel_bins", 80), "input_features_mask": _ones(1, 80)},
+    **dict.fromkeys(("AutoformerModel", "InformerModel", "TimeSeriesTransformerModel"), _SERIES),
+    "BridgeTowerVisionModel": {"image": _normal(1, 3, "image_size", "image_size")},
+    "DecisionTransformerModel": {
+        "states": _normal(1, 6, "state_dim"),
+        "actions": _normal(1, 6, "act_dim"),
+        "rewards": _normal(1, 6, 1),
+        "returns_to_go": _normal(1, 6, 1),
+        "timesteps": _zeros(1, 6),
+        "attention_mask": _ones(1, 6),
+    },
+    "DeepseekOcr2VisionEncoder": {"inputs_embeds": _normal(1, 36, "hidden_size"), "num_patches": 36},
+    "DiaDecoder": {"input_ids": _ids(1, 12, "num_channels"), "encoder_hidden_states": _normal(1, 7, "cross_hidden_size")},
+    "Florence2VisionBackbone": {"hidden_states": _normal(1, 3, 128, 128)},
+    "Gemma3nAudioEncoder": {"audio_mel": _normal(1, 96, "input_feat_size"), "audio_mel_mask": _zeros(1, 96)},
+    **dict.fromkeys(
+        ("GraniteSpeechCTCEncoder", "GraniteSpeechPlusCTCEncoder"), {"hidden_states": _normal(1, 40, "input_dim")}
+    ),
+    "IdeficsModel": {
+        "input_ids": _ids(1, 12),
+        "pixel_values": _normal(1, 1, 3, "vision_config.image_size", "vision_config.image_size"),
+        "image_attention_mask": _ones(1, 12, 1),
+    },
+    "LxmertModel": {
+        "input_ids": _ids(1, 12),
+        "visual_feats": _normal(1, 5, "visual_feat_dim"),
+        "visual_pos": _normal(1, 5, "visual_pos_dim"),
+    },
+    "MusicgenModel": {"input_ids": _ids(4, 12)},
+    "MusicgenMelodyModel": {"input_ids": _ids(4, 12)},
+    "Qwen3OmniMoeTalkerCodePredictorModel": {"inputs_embeds": _normal(1, 12, "hidden_size")},
+    "SpeechT5Model": {"input_values": _normal(1, 9, "hidden_size"), "decoder_input_values": _normal(1, 6, "hidden_size")},
+    "TimesFm2_5Model": {"past_values": [[0.1 * i for i in range(64)]]},
+    "VitsModel": {"input_ids": _ids(1, 12)},
+    "XmodModel": {"input_ids": _ids(1, 12), "lang_ids": [0]},
+}
