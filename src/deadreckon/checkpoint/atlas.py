@@ -17,8 +17,10 @@ SCHEMA = "deadreckon.atlas/1"
 ATLAS_PATH = Path(__file__).parent / "data" / "atlas.json"
 ABSENT = "atlas_absent.json"  # beside it: the model types without a row, with the reason
 
-# Where composite configs keep the language model's own config.
-TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+# Where composite configs keep the config of the language model, and of the one part that has a stream where there is no
+# language model.
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+OTHER_CONFIGS = ("vision_config",)
 
 
 @dataclass(frozen=True)
@@ -120,9 +122,9 @@ def lookup_text(config: Mapping[str, Any]) -> Architecture | None:
         config: a model's configuration.
 
     Returns:
-        Its row, or None where the config has no such part or the atlas does not know it.
+        Its row, or that of the only other part; None where the config has no such part or the atlas does not know it.
     """
-    for key in TEXT_CONFIGS:
+    for key in TEXT_CONFIGS if any(config.get(key) for key in TEXT_CONFIGS) else OTHER_CONFIGS:
         part = config.get(key)
         if isinstance(part, Mapping) and (found := lookup(part)) is not None:
             return found

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from deadreckon.checkpoint.atlas import TEXT_CONFIGS
+from deadreckon.checkpoint.atlas import OTHER_CONFIGS, TEXT_CONFIGS
 from deadreckon.forward.atlas_builder import Row, committed
 
 CLASSIFIED = ("a norm ends it", "it ends without a norm", "by its text config")
@@ -80,9 +80,9 @@ def _class(name: str, config_class: Any, atlas: Mapping[str, Row]) -> dict[str, 
 
 
 def _text_type(config_class: Any) -> str | None:
-    """The model type of the language model inside a composite config, by default."""
+    """The model type of the part of a composite config that has a stream, by default."""
     declared = getattr(config_class, "sub_configs", {})
-    key = next((key for key in TEXT_CONFIGS if key in declared), None)
+    key = next((key for key in (*TEXT_CONFIGS, *OTHER_CONFIGS) if key in declared), None)
     if key is None:
         return None
     try:

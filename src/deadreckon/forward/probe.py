@@ -277,6 +277,7 @@ def _run(module: nn.Module, x: Tensor) -> Tensor | None:
         y = module(x.unsqueeze(0).clone())
     except Exception:  # any failure of a foreign forward means the same: not a plain norm
         return None
+    y = y[0] if isinstance(y, tuple) and y else y  # some hand on what a quantised twin would need
     if not isinstance(y, Tensor) or y.shape != (1, *x.shape):
         return None
     return y[0].detach().to(torch.float64)
@@ -308,7 +309,7 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _width(module: nn.Module, hidden_size: int | None) -> int | None:
-    sizes = {tensor.numel() for _, tensor in _own_tensors(module) if tensor.dim() == 1}
+    sizes = {tensor.numel() for _, tensor in _own_tensors(module) if tensor.dim() == 1 and tensor.numel() > 1}
     shape = getattr(module, "normalized_shape", None)
     if isinstance(shape, int) or (isinstance(shape, tuple | list) and len(shape) == 1):
         sizes.add(shape if isinstance(shape, int) else int(shape[0]))

@@ -121,7 +121,7 @@ def find_stacks(model: nn.Module, probes: Mapping[str, NormProbe] | None = None)
     redraw(model, probes)
     output, calls = watch(model, tiny_inputs(model))
     lists = _block_lists(model, calls)
-    hidden = dict(_hidden_states(output))
+    hidden = dict(_hidden_states(output)) or _only_state(output, calls)
     vision = "pixel" in getattr(model, "main_input_name", "")
     stacks = []
     for key in sorted(hidden, key=_rank):
@@ -167,8 +167,8 @@ def _stack(
             norm, note = call, relation or None
             break
     path = norm.path if norm else None
-    maker = None if norm else next((c for c in calls if c.path and _same(c.made, hidden)), None)  # the innermost
-    fed = next((c for c in reversed(calls) if maker and c.path in probes and _same(c.made, maker.given)), None)
+    maker = None if norm else next((c for c in calls if c.path and _alike(c.made, hidden)), None)  # the innermost
+    fed = next((c for c in reversed(calls) if maker and c.path in probes and _alike(c.made, maker.given)), None)
     end = norm or fed
     blocks = _blocks_behind(end.path if end else "", end.given if end else hidden, lists)
     if blocks is None:
@@ -183,7 +183,35 @@ def _stack(
         why += " out of a norm's output" if fed else ""
     elif norm is None:
         why = "no module's output is the last hidden state"
+    if norm is None and blocks and not fed:
+        blocks, placement, why = _without_norm(hidden, model, probes, calls, lists) or (blocks, placement, why)
     return Stack(role, path, blocks, placement, why, note)
+
+
+def _without_norm(
+    hidden: Tensor,
+    model: nn.Module,
+    probes: Mapping[str, NormProbe],
+    calls: Sequence[Call],
+    lists: Mapping[str, Sequence[Call]],
+) -> tuple[str, str, str] | None:
+    """Blocks, placement and why, where what takes the last blocks' output is seen, and no norm is called behind it."""
+    blocks = max(lists, key=lambda p: calls.index(lists[p][-1]))
+    last = lists[blocks][-1]
+    inner = _block_lists(model, calls, within=f"{last.path}.")  # blocks of the last stage
+    placements = (_placement(chain, probes, calls) for chain in (lists[blocks], *inner.values()))
+    placement = next((found for found in placements if found), None)
+    behind = calls[calls.index(last) + 1 :]
+    if placement is None or any(call.path in probes for call in behind):
+        return None
+    if _relation(last.made, hidden) is not None:
+        return blocks, placement, "the last block's output is the last hidden state"
+    if not (takers := [call for call in behind if _alike(last.made, call.given)]):
+        return None
+    taker = model.get_submodule(takers[0].path)
+    if not any(p.dim() > 1 for p in taker.parameters(recurse=False)):
+        return None  # it may hold a norm, or be one, that probing does not recognise
+    return blocks, placement, f"the last block's output goes to {takers[0].path} ({type(taker).__name__})"
 
 
 def _blocks_behind(path: str, source: Tensor | None, lists: Mapping[str, Sequence[Call]]) -> str | None:
@@ -201,9 +229,9 @@ def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Se
     end = next(i for i, call in enumerate(calls) if call is block)
     begin = next((i + 1 for i in range(end - 1, -1, -1) if calls[i] in chain), 0)
     inside = [c for c in calls[begin:end] if c.path in probes]
-    if any(_same(call.made, block.made) for call in inside):
+    if any(_alike(call.made, block.made) for call in inside):
         return "post"
-    pre = any(_same(call.given, block.given) for call in inside)
+    pre = any(_alike(call.given, block.given) for call in inside)
     size = block.made.numel()
     made = [m.reshape(block.made.shape).double() for c in inside if (m := c.made) is not None and m.numel() == size]
     written, scale = (block.made - block.given).double(), float(block.made.double().norm())
@@ -215,11 +243,13 @@ def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Se
     return {(True, True): "sandwich", (True, False): "pre", (False, True): "branch"}.get((pre, branch))
 
 
-def _block_lists(model: nn.Module, calls: Sequence[Call]) -> dict[str, list[Call]]:
+def _block_lists(model: nn.Module, calls: Sequence[Call], within: str = "") -> dict[str, list[Call]]:
     """Module lists whose elements hand each other the stream, outermost first, with their calls."""
     found: dict[str, list[Call]] = {}
     for path, module in model.named_modules():
         if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):
+            continue
+        if not path.startswith(within):
             continue
         chain = [c for c in calls if c.path.rpartition(".")[0] == path and c.path.rpartition(".")[2].isdigit()]
         handed = sum(_same(a.made, b.given) for a, b in itertools.pairwise(chain))
@@ -235,6 +265,18 @@ def _hidden_states(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]
                 yield from _hidden_states(value, f"{prefix}{key}.")
             elif str(key).endswith("last_hidden_state") and isinstance(value, Tensor):
                 yield f"{prefix}{key}", value
+
+
+def _only_state(output: Any, calls: Sequence[Call]) -> dict[str, Tensor]:
+    """The hidden state of a model that reports none: what it makes its logits of, its pooled token, or all it makes."""
+    if isinstance(output, Mapping):
+        logits = next((v for key, v in output.items() if str(key).endswith("logits")), None)
+        layer = next((c for c in calls if c.path and _alike(c.made, logits)), None)
+        pooled = output.get("pooler_output")
+        found = layer.given if layer else pooled
+    else:
+        found = next(_tensors(output if isinstance(output, tuple | list) else [output]), None)
+    return {"last_hidden_state": found} if isinstance(found, Tensor) and found.is_floating_point() else {}
 
 
 def _pooled_norm(hidden: Tensor, probes: Mapping[str, NormProbe], calls: Sequence[Call]) -> str | None:
@@ -288,6 +330,8 @@ def _relation(made: Tensor | None, hidden: Tensor) -> str | None:
         return ""
     if made.numel() == hidden.numel() and torch.equal(made.flatten(), hidden.flatten()):
         return "the hidden state is a reshaped copy of the norm's output"
+    if _alike(made, hidden):
+        return "the hidden state is a rearranged copy of the norm's output"
     width = made.shape[-1]
     if hidden.dim() and hidden.shape[-1] == width and hidden.numel() < made.numel():
         rows, kept = made.reshape(-1, width), hidden.reshape(-1, width)
@@ -298,6 +342,15 @@ def _relation(made: Tensor | None, hidden: Tensor) -> str | None:
 
 def _same(a: Tensor | None, b: Any) -> bool:
     return isinstance(b, Tensor) and a is not None and a.shape == b.shape and torch.equal(a, b)
+
+
+def _alike(a: Tensor | None, b: Any) -> bool:
+    """Whether two tensors hold the same numbers, in whatever order."""
+    if _same(a, b):
+        return True
+    if a is None or not isinstance(b, Tensor) or a.numel() != b.numel() or not b.is_floating_point():
+        return False
+    return a.numel() > 1 and torch.equal(a.flatten().sort().values, b.flatten().sort().values)
 
 
 def _tensors(values: Any) -> Iterator[Tensor]:

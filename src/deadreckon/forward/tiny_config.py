@@ -11,6 +11,9 @@ from deadreckon.forward.tiny_facts import OVERRIDES
 from deadreckon.forward.tiny_sizes import FIRST_PLAIN_ID, LAYERS, VOCABULARY, Sizes
 
 
+_TOKEN = r"\w+_token_(id|index)$"
+
+
 def shrink(config_class: Any, overrides: Mapping[str, Any], sizes: Sizes, part: Any = None) -> Any:
     """A small config.
 
@@ -24,10 +27,9 @@ def shrink(config_class: Any, overrides: Mapping[str, Any], sizes: Sizes, part: 
         An instance of the class.
     """
     defaults = config_class()
-    values: dict[str, Any] = {}
+    values = {} if part is None else _differing(part, defaults)
     for name, default in _fields(config_class):
-        if part is not None and (own := vars(part).get(name)) != vars(defaults).get(name):
-            values[name] = default = own
+        default = values.get(name, default)
         if isinstance(default, int) and not isinstance(default, bool):
             if (small := sizes.shrunk(name, default)) is not None:
                 values[name] = small
@@ -36,6 +38,9 @@ def shrink(config_class: Any, overrides: Mapping[str, Any], sizes: Sizes, part: 
         elif name == "use_cache":
             values[name] = False  # the caches of some hybrids need a layer of every kind
     values |= dict(_special_ids(config_class))
+    levels = getattr(part, "out_indices", None)  # of a backbone
+    if levels is not None and levels != getattr(defaults, "out_indices", None):
+        values["out_indices"] = list(levels)
     layers = getattr(defaults, "num_hidden_layers", None)
     for name, default in _fields(config_class):  # lists with one entry a layer
         if isinstance(default, list | tuple) and isinstance(layers, int) and len(default) == layers:
@@ -64,10 +69,20 @@ def _fields(config_class: Any) -> Iterator[tuple[str, Any]]:
             yield field.name, field.default
 
 
+def _differing(part: Any, defaults: Any) -> dict[str, Any]:
+    """The values of a part's own fields that the whole chose for it; its parts and token ids aside."""
+    names = {field.name for field in dataclasses.fields(defaults) if field.init} - set(getattr(part, "sub_configs", {}))
+    return {
+        name: value
+        for name, value in vars(part).items()
+        if name in names and value != vars(defaults).get(name) and not re.search(_TOKEN, name)
+    }
+
+
 def _special_ids(config_class: Any) -> Iterator[tuple[str, int]]:
     """Special token ids moved to the end of the small vocabulary, where the inputs do not reach."""
     free = VOCABULARY - 1
     for name, default in _fields(config_class):
-        if re.fullmatch(r"\w+_token_(id|index)", name) and isinstance(default, int) and default >= FIRST_PLAIN_ID:
+        if re.search(_TOKEN, name) and isinstance(default, int) and default >= FIRST_PLAIN_ID:
             yield name, free
             free -= 1

@@ -27,7 +27,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": {"<image>": VOCABULARY - 1}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
     "dbrx": {
-        "attn_config": {"kv_n_heads": 2, "rope_theta": 10_000.0},
+        "attn_config": {"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10_000.0},
         "ffn_config": {"ffn_hidden_size": 96, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_ocr2_text": {"mlp_layer_types": ["dense", "sparse"] * 2, "num_experts_per_tok": 2},
@@ -40,18 +40,41 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     },
     "hunyuan_vl_text": {"head_dim": 16, "rope_parameters": {**_ROPE, "mrope_section": [2, 2, 2, 2]}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2, "num_dense_layers": 1},
+    "llama4_vision_model": {"intermediate_size": 4 * WIDTH, "projector_input_dim": WIDTH, "projector_output_dim": WIDTH},
+    "lw_detr": {"backbone_config.out_indices": [1, 2, 3, 4]},
     "lw_detr_vit": {"image_size": 256},
     "mamba2": {"num_heads": 4, "head_dim": 32, "n_groups": 1},
+    **dict.fromkeys(("minicpm_ocr_vision", "minicpmv4_6_vision", "minicpmv4_7_vision"), {"insert_layer_id": 1}),
+    "mllama_vision_model": {
+        "num_global_layers": 2,
+        "intermediate_layers_indices": [0, 1],
+        "vision_output_dim": 3 * WIDTH,
+    },
     "moonshine_streaming": {"num_key_value_heads": 4},
+    "perceiver": {"d_latents": WIDTH, "num_latents": 16, "num_self_attends_per_block": LAYERS},
+    "phi4_multimodal_audio": {
+        "ext_pw_out_channel": WIDTH,
+        "depthwise_separable_out_channel": WIDTH,
+        "nemo_conv_channels": WIDTH,
+    },
     "pix2struct_text_model": {"initializer_range": 0.02},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 32},
     "qwen4_exp_text": {
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
         "indexer_head_dim": 16,
+        "head_dim": 16,
         "indexer_budget": 8,
         "indexer_compress_ratio": 4,
         "ngram_vocab_size_base": 1000,
+    },
+    "rf_detr": {"num_queries": 4, "group_detr": 1},
+    "seggpt": {"image_size": [64, 32], "intermediate_hidden_state_indices": [0, 1, 2, 3]},
+    "step3p5": {
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+        "mlp_layer_types": ["dense", "sparse"] * 2,
+        "rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE},
+        "sliding_window": 8,
     },
     **dict.fromkeys(("t5gemma2_text", "t5gemma2_encoder", "t5gemma2_decoder"), {"dropout_rate": 0.0}),
     "zamba": {
@@ -61,6 +84,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "mamba_dt_rank": 4,
     },
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
+    "tvp": {"max_img_size": 64, "visual_prompt_size": 8},
     "wav2vec2": {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4},
 }
 
@@ -70,7 +94,8 @@ class Shaped:
     """Numbers of a shape.
 
     Attributes:
-        of: normal (standard) | ids (of plain tokens) | ones | zeros, the last three whole numbers.
+        of: normal (standard) | uniform (0 to 1) | false | ids (of plain tokens) | ones | zeros, the last three whole
+            numbers.
         shape: sizes; a name stands for that value of the model's config.
     """
 
@@ -80,6 +105,10 @@ class Shaped:
 
 def _normal(*shape: int | str) -> Shaped:
     return Shaped("normal", shape)
+
+
+def _uniform(*shape: int | str) -> Shaped:
+    return Shaped("uniform", shape)
 
 
 def _ids(*shape: int | str) -> Shaped:
@@ -115,10 +144,19 @@ _SERIES = {  # a context of 24 steps behind the 7 that the largest lag takes
     "future_time_features": _normal(1, 4, "num_time_features"),
 }
 
-# Keyword inputs of classes that no rule finds. A list stands for a tensor of these values.
+# Keyword inputs of classes that no rule finds. A list stands for a tensor of these values, a tuple for a list.
 INPUTS: dict[str, dict[str, Any]] = {
     "AudioFlamingo3Encoder": {"input_features": _normal(1, "num_mel_bins", 80), "input_features_mask": _ones(1, 80)},
     **dict.fromkeys(("AutoformerModel", "InformerModel", "TimeSeriesTransformerModel"), _SERIES),
+    "BltLocalDecoder": {
+        "inputs_embeds": _normal(1, 12, "hidden_size"),
+        "patch_embeds": _normal(1, 6, "hidden_size_global"),
+    },
+    "BltLocalEncoder": {
+        "input_ids": _ids(1, 12),
+        "num_patches": 4,
+        "patch_ids": [[0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]],
+    },
     "BridgeTowerVisionModel": {"image": _normal(1, 3, "image_size", "image_size")},
     "DecisionTransformerModel": {
         "states": _normal(1, 6, "state_dim"),
@@ -131,7 +169,8 @@ INPUTS: dict[str, dict[str, Any]] = {
     "DeepseekOcr2VisionEncoder": {"inputs_embeds": _normal(1, 36, "hidden_size"), "num_patches": 36},
     "DiaDecoder": {"input_ids": _ids(1, 12, "num_channels"), "encoder_hidden_states": _normal(1, 7, "cross_hidden_size")},
     "Florence2VisionBackbone": {"hidden_states": _normal(1, 3, 128, 128)},
-    "Gemma3nAudioEncoder": {"audio_mel": _normal(1, 96, "input_feat_size"), "audio_mel_mask": _zeros(1, 96)},
+    "FunAsrNanoEncoder": {"input_features": _normal(1, 40, 7 * 80), "input_features_mask": _ones(1, 40)},
+    "Gemma3nAudioEncoder": {"audio_mel": _normal(1, 96, "input_feat_size"), "audio_mel_mask": Shaped("false", (1, 96))},
     **dict.fromkeys(
         ("GraniteSpeechCTCEncoder", "GraniteSpeechPlusCTCEncoder"), {"hidden_states": _normal(1, 40, "input_dim")}
     ),
@@ -140,16 +179,72 @@ INPUTS: dict[str, dict[str, Any]] = {
         "pixel_values": _normal(1, 1, 3, "vision_config.image_size", "vision_config.image_size"),
         "image_attention_mask": _ones(1, 12, 1),
     },
+    "Idefics2PerceiverResampler": {"context": _normal(1, 20, "hidden_size"), "attention_mask": _ones(1, 20)},
+    "Inkling2VisionModel": {"pixel_values": _normal(9, 16, 16, 3), "image_grid_thw": [[1, 3, 3]]},
+    "Kimi_K25VisionModel": {"pixel_values": _normal(36, 3, "patch_size", "patch_size"), "grid_thw": [[1, 6, 6]]},
+    "Kosmos2_5VisionModel": {"flattened_patches": _uniform(1, 10, WIDTH + 2)},
     "LxmertModel": {
         "input_ids": _ids(1, 12),
         "visual_feats": _normal(1, 5, "visual_feat_dim"),
         "visual_pos": _normal(1, 5, "visual_pos_dim"),
     },
+    **dict.fromkeys(
+        ("MiniCPMOcrVisionModel", "MiniCPMV4_6VisionModel", "MiniCPMV4_7VisionModel"),
+        {"pixel_values": _normal(1, 3, "patch_size", 36 * 8), "target_sizes": [[6, 6]]},
+    ),
+    "MllamaVisionModel": {
+        "pixel_values": _normal(1, 1, 4, 3, "image_size", "image_size"),
+        "aspect_ratio_ids": [[1]],
+        "aspect_ratio_mask": _ones(1, 1, 4),
+    },
+    "Molmo2VisionModel": {"pixel_values": _normal(1, "num_position_embeddings", 3 * 8**2)},
+    "MuseGlimmerAssistantModel": {
+        "noise_embeds": _normal(1, 4, "hidden_size"),
+        "context_hidden_states": _normal(1, 8, 5 * WIDTH),
+    },
+    **dict.fromkeys(
+        ("MuseGlimmerVisionModel", "MuseSparkVisionModel"),
+        {"pixel_values": _normal(36, 2 * 3 * 8**2), "grid_thw": [[1, 6, 6]]},
+    ),
     "MusicgenModel": {"input_ids": _ids(4, 12)},
     "MusicgenMelodyModel": {"input_ids": _ids(4, 12)},
+    "PaddleOCRVisionModel": {"pixel_values": _normal(1, 36, 3, "patch_size", "patch_size"), "grid_thw": [[1, 6, 6]]},
+    "PerceiverModel": {"inputs": _normal(1, 20, "d_model")},
+    "Phi4MultimodalAudioModel": {"hidden_states": _normal(1, 64, "input_size"), "mask": None},
+    "Pix2StructVisionModel": {"flattened_patches": _uniform(1, 10, WIDTH + 2)},
+    "Qwen2_5OmniAudioEncoder": {"input_features": _normal("num_mel_bins", 80), "feature_lens": [80]},
+    "Qwen3ASREncoder": {"input_features": _normal(1, "num_mel_bins", 100), "input_features_mask": _ones(1, 100)},
+    "Qwen3OmniMoeAudioEncoder": {"input_features": _normal("num_mel_bins", 80), "feature_lens": [80]},
+    "Qwen3OmniMoeTalkerModel": {"inputs_embeds": _normal(1, 12, "hidden_size")},
     "Qwen3OmniMoeTalkerCodePredictorModel": {"inputs_embeds": _normal(1, 12, "hidden_size")},
+    **dict.fromkeys(
+        ("Sam3DetrEncoder", "Sam3LiteTextDetrEncoder"),
+        {
+            "vision_features": (_normal(1, "hidden_size", 6, 6),),
+            "text_features": _normal(1, 5, "hidden_size"),
+            "vision_pos_embeds": (_normal(1, "hidden_size", 6, 6),),
+        },
+    ),
+    "SegGptModel": {name: _normal(1, 3, 32, 32) for name in ("pixel_values", "prompt_pixel_values", "prompt_masks")},
+    "SLANeXtBackbone": {"hidden_states": _normal(1, 3, 64, 64)},
     "SpeechT5Model": {"input_values": _normal(1, 9, "hidden_size"), "decoder_input_values": _normal(1, 6, "hidden_size")},
     "TimesFm2_5Model": {"past_values": [[0.1 * i for i in range(64)]]},
-    "VitsModel": {"input_ids": _ids(1, 12)},
+    "TimesFmModel": {"past_values": _uniform(1, 64), "past_values_padding": _zeros(1, 64), "freq": _zeros(1, 1)},
+    "TvpModel": {
+        "input_ids": _ids(1, 12),
+        "pixel_values": _normal(1, "num_frames", 3, "max_img_size", "max_img_size"),
+        "attention_mask": _ones(1, 12),
+    },
+    "UdopModel": {
+        "input_ids": _ids(1, 12),
+        "bbox": _uniform(1, 12, 4),
+        "pixel_values": _normal(1, 3, "image_size", "image_size"),
+        "decoder_input_ids": _ids(1, 6),
+    },
+    "UnlimitedOcrVisionEncoder": {"patch_embeds": _normal(1, "hidden_size", 4, 4)},
+    "VideoLlama3VisionModel": {"pixel_values": _normal(36, 3 * 8**2), "grid_thw": [[1, 6, 6]], "merge_sizes": [1]},
+    "VoxtralRealtimeTextModel": {"input_ids": _ids(1, 12), "t_cond": _normal(1, 1, "hidden_size")},
+    "Wav2Vec2BertModel": {"input_features": _normal(1, 40, "feature_projection_input_dim")},
+    "XCLIPVisionModel": {"pixel_values": _normal("num_frames", 3, "image_size", "image_size")},
     "XmodModel": {"input_ids": _ids(1, 12), "lang_ids": [0]},
 }

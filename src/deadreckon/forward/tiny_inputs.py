@@ -67,6 +67,8 @@ def tiny_inputs(model: nn.Module) -> dict[str, Tensor]:
 
 def _made(value: Any, config: Any, generator: torch.Generator) -> Any:
     """A listed input: numbers of a shape, or the value itself."""
+    if isinstance(value, tuple):
+        return [_made(part, config, generator) for part in value]
     if isinstance(value, list):
         return torch.tensor(value)
     if not isinstance(value, Shaped):
@@ -74,6 +76,10 @@ def _made(value: Any, config: Any, generator: torch.Generator) -> Any:
     shape = [attrgetter(size)(config) if isinstance(size, str) else size for size in value.shape]
     if value.of == "normal":
         return torch.randn(shape, generator=generator)
+    if value.of == "uniform":
+        return torch.rand(shape, generator=generator)
+    if value.of == "false":
+        return torch.zeros(shape, dtype=torch.bool)
     if value.of == "ids":
         return torch.randint(FIRST_PLAIN_ID, VOCABULARY // 2, shape, generator=generator)
     return torch.full(shape, {"ones": 1, "zeros": 0}[value.of])
