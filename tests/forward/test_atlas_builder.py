@@ -18,7 +18,10 @@ from deadreckon.forward.atlas_coverage import CLASSIFIED, atlas_coverage
 from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.stacks import find_stacks, redraw, watch
 from deadreckon.forward.tiny import tiny_config, tiny_model
+from deadreckon.forward.tiny_classes import base_class
+from deadreckon.forward.tiny_facts import CLASSES
 from deadreckon.forward.tiny_inputs import tiny_inputs
+from deadreckon.forward.tiny_sizes import WIDTH
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -193,6 +196,39 @@ def test_a_stream_that_ends_in_a_linear_map_has_no_final_norm():
     assert stack.norm is None
     assert stack.why is not None
     assert "project_out" in stack.why
+
+
+@pytest.mark.parametrize(
+    ("model_type", "norm", "blocks", "placement", "says"),
+    [
+        ("sam_vision_model", None, "vision_encoder.layers", "pre", "neck.conv1 (Conv2d) takes the last block's output"),
+        ("sam3_vit_model", None, "layers", "pre", "the last block's output is the last hidden state"),
+        ("lasr_ctc", "encoder.out_norm", "encoder.layers", "post", ""),
+        ("clap_audio_model", "audio_encoder.norm", "audio_encoder.layers", None, "rearranged"),
+    ],
+    ids=["a neck", "another layout", "logits alone", "a rearranged norm"],
+)
+def test_streams_that_do_not_plainly_end_in_a_norm(model_type, norm, blocks, placement, says):
+    stack = find_stacks(tiny_model(model_type))[0]
+    assert (stack.norm, stack.blocks, stack.placement) == (norm, blocks, placement)
+    assert says in f"{stack.why} {stack.note}"
+
+
+def test_a_norm_that_probing_does_not_recognise_is_not_taken_for_none():
+    """SqueezeBERT's norms swap channels and tokens; saying that its stream ends without a norm would be wrong."""
+    atlas = build_atlas(["squeezebert"])
+    assert atlas["rows"] == {}
+    assert "SqueezeBertLayerNorm" in atlas["absent"]["squeezebert"]
+
+
+def test_parts_take_what_the_whole_asks_of_them():
+    config = tiny_config("rt_detr")
+    assert list(config.backbone_config.out_indices) == [2, 3, 4]  # the backbone's own default is its last level alone
+    assert config.backbone_config.hidden_sizes[-1] == WIDTH
+
+
+def test_listed_classes_exist():
+    assert all(base_class(model_type).__name__ == path.rpartition(".")[2] for model_type, path in CLASSES.items())
 
 
 def test_a_switch_that_changes_the_kind_changes_the_stacks():

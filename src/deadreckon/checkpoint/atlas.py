@@ -19,7 +19,7 @@ ABSENT = "atlas_absent.json"  # beside it: the model types without a row, with t
 
 # Where composite configs keep the config of the language model, and of the one part that has a stream where there is no
 # language model.
-TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "thinker_config", "decoder")
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "vlm_config", "thinker_config", "decoder")
 OTHER_CONFIGS = ("vision_config",)
 
 

@@ -118,7 +118,7 @@ def _why_open(row: Row) -> str | None:
     main = stacks[0] if stacks else row
     if any(stack["norm"] for stack in stacks):
         return None
-    if main.get("placement") and re.match("the last block|.*Linear|.*out of a norm's output", main["why"]):
+    if main.get("placement") and re.match("the last block|.*Linear|.*out of a norm's output|.* takes (the last block|a norm)'s output", main["why"]):
         return None
     return f"no norm was recognised at its end: {main.get('why')}"[:_LONGEST_REASON]
 

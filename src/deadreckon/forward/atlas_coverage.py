@@ -74,13 +74,13 @@ def _class(name: str, config_class: Any, atlas: Mapping[str, Row]) -> dict[str, 
     why = next((why for pattern, why in _NO_STREAM if re.fullmatch(pattern, name)), None)
     if why is not None:
         return {"class": "no normed residual stream", "why": why}
-    if (text := _text_type(config_class)) in atlas["rows"]:
-        return {"class": CLASSIFIED[2], "why": str(text)}
+    if (part := _part_type(config_class, atlas["rows"])) is not None:
+        return {"class": CLASSIFIED[2], "why": part}
     return {"class": "not classified", "why": atlas["absent"].get(name, "not tried")}
 
 
-def _text_type(config_class: Any) -> str | None:
-    """The model type of the part of a composite config that has a stream, by default."""
+def _part_type(config_class: Any, rows: Mapping[str, Row]) -> str | None:
+    """The model type of the part of a composite config that the atlas would answer for, by default."""
     declared = getattr(config_class, "sub_configs", {})
     key = next((key for key in (*TEXT_CONFIGS, *OTHER_CONFIGS) if key in declared), None)
     if key is None:
@@ -89,5 +89,6 @@ def _text_type(config_class: Any) -> str | None:
         part = getattr(config_class(), key, None)
     except Exception:  # a config without usable defaults: what it declares must do
         part = None
-    name = getattr(declared[key] if part is None else part, "model_type", None)
-    return name if isinstance(name, str) and name else None
+    part_class = declared[key] if part is None else type(part)
+    name = getattr(part_class, "model_type", None)
+    return name if name in rows else _part_type(part_class, rows)

@@ -179,6 +179,8 @@ def _respond(module: nn.Module, width: int, generator: torch.Generator) -> _Resp
     tiny = base[:1] / base[0].square().mean().sqrt() * torch.tensor(_SMALL, dtype=torch.float64, device="cpu")[:, None]
     # By NumPy: for so few numbers torch would first wake its threads, which takes longer than all the rest.
     x = torch.from_numpy(np.concatenate([tokens.numpy(), moved.numpy(), tiny.numpy()]))
+    if _run(module, x[:1]) is None:  # one token first: some layers for images make far more than they are given
+        return None
     y = _run(module, x)
     if y is None:
         return None

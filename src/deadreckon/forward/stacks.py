@@ -112,7 +112,7 @@ def find_stacks(model: nn.Module, probes: Mapping[str, NormProbe] | None = None)
         probes: its norms, when they are known already.
 
     Returns:
-        One entry a hidden state that the model (or a tower of it that did not run) reports.
+        One entry a hidden state that the model (or a tower of it that did not run) reports; none where it reports none.
 
     Raises:
         UsageError: no inputs were found under which the model runs.
@@ -122,6 +122,8 @@ def find_stacks(model: nn.Module, probes: Mapping[str, NormProbe] | None = None)
     output, calls = watch(model, tiny_inputs(model))
     lists = _block_lists(model, calls)
     hidden = dict(_hidden_states(output)) or _only_state(output, calls)
+    if not hidden:
+        return []
     vision = "pixel" in getattr(model, "main_input_name", "")
     stacks = []
     for key in sorted(hidden, key=_rank):
@@ -196,22 +198,35 @@ def _without_norm(
     lists: Mapping[str, Sequence[Call]],
 ) -> tuple[str, str, str] | None:
     """Blocks, placement and why, where what takes the last blocks' output is seen, and no norm is called behind it."""
-    blocks = max(lists, key=lambda p: calls.index(lists[p][-1]))
+    blocks = max(lists, key=lambda p: _place(lists[p][-1], calls))
     last = lists[blocks][-1]
     inner = _block_lists(model, calls, within=f"{last.path}.")  # blocks of the last stage
     placements = (_placement(chain, probes, calls) for chain in (lists[blocks], *inner.values()))
     placement = next((found for found in placements if found), None)
-    behind = calls[calls.index(last) + 1 :]
-    if placement is None or any(call.path in probes for call in behind):
+    behind = calls[_place(last, calls) + 1 :]
+    if placement is None:
         return None
     if _relation(last.made, hidden) is not None:
         return blocks, placement, "the last block's output is the last hidden state"
-    if not (takers := [call for call in behind if _alike(last.made, call.given)]):
+    source = "the last block's output"
+    taker = _taker(last, behind)
+    if taker is not None and taker.path in probes:
+        source, taker = "a norm's output", _taker(taker, behind)
+    elif any(call.path in probes for call in behind):
         return None
-    taker = model.get_submodule(takers[0].path)
-    if not any(p.dim() > 1 for p in taker.parameters(recurse=False)):
+    module = model.get_submodule(taker.path) if taker else model
+    if taker is None or not any(p.dim() > 1 for p in module.parameters(recurse=False)):
         return None  # it may hold a norm, or be one, that probing does not recognise
-    return blocks, placement, f"the last block's output goes to {takers[0].path} ({type(taker).__name__})"
+    return blocks, placement, f"{taker.path} ({type(module).__name__}) takes {source}"
+
+
+def _place(call: Call, calls: Sequence[Call]) -> int:
+    return next(i for i, other in enumerate(calls) if other is call)
+
+
+def _taker(maker: Call, calls: Sequence[Call]) -> Call | None:
+    """The innermost module that is given what another one made."""
+    return next((call for call in calls if call is not maker and _alike(maker.made, call.given)), None)
 
 
 def _blocks_behind(path: str, source: Tensor | None, lists: Mapping[str, Sequence[Call]]) -> str | None:
@@ -226,7 +241,7 @@ def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Se
     block = chain[min(1, len(chain) - 1)]
     if block.given is None or block.made is None or block.given.shape != block.made.shape:
         return None
-    end = next(i for i, call in enumerate(calls) if call is block)
+    end = _place(block, calls)
     begin = next((i + 1 for i in range(end - 1, -1, -1) if calls[i] in chain), 0)
     inside = [c for c in calls[begin:end] if c.path in probes]
     if any(_alike(call.made, block.made) for call in inside):
@@ -268,12 +283,12 @@ def _hidden_states(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]
 
 
 def _only_state(output: Any, calls: Sequence[Call]) -> dict[str, Tensor]:
-    """The hidden state of a model that reports none: what it makes its logits of, its pooled token, or all it makes."""
+    """The hidden state of a model that reports none: what its logits are made of, a backbone's last map, a pooled token."""
     if isinstance(output, Mapping):
         logits = next((v for key, v in output.items() if str(key).endswith("logits")), None)
         layer = next((c for c in calls if c.path and _alike(c.made, logits)), None)
-        pooled = output.get("pooler_output")
-        found = layer.given if layer else pooled
+        maps = output.get("feature_maps", ())
+        found = layer.given if layer else maps[-1] if len(maps) else output.get("pooler_output")
     else:
         found = next(_tensors(output if isinstance(output, tuple | list) else [output]), None)
     return {"last_hidden_state": found} if isinstance(found, Tensor) and found.is_floating_point() else {}
