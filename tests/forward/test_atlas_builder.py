@@ -16,12 +16,13 @@ from deadreckon.forward import atlas_builder
 from deadreckon.forward.atlas_builder import COMMAND, GGUF, build_atlas, build_row, drift, write_atlas
 from deadreckon.forward.atlas_coverage import CLASSIFIED, atlas_coverage
 from deadreckon.forward.probe import probe_norms
-from deadreckon.forward.stacks import find_stacks, redraw, watch
+from deadreckon.forward.stacks import find_stacks
 from deadreckon.forward.tiny import tiny_config, tiny_model
 from deadreckon.forward.tiny_classes import base_class
 from deadreckon.forward.tiny_facts import CLASSES
 from deadreckon.forward.tiny_inputs import tiny_inputs
 from deadreckon.forward.tiny_sizes import WIDTH
+from deadreckon.forward.watching import redraw, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

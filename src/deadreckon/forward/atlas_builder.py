@@ -20,12 +20,13 @@ from deadreckon.checkpoint.atlas import ABSENT, ATLAS_PATH, SCHEMA
 from deadreckon.forward.config_keys import ConfigKeys, leaves
 from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.spelling import Spelling, base_path, head_spelling, spellings
-from deadreckon.forward.stacks import Stack, redraw, watch
+from deadreckon.forward.stacks import Stack
 from deadreckon.forward.tiny import tiny_model
 from deadreckon.forward.tiny_classes import head_class
 from deadreckon.forward.tiny_inputs import tiny_inputs
 from deadreckon.forward.tiny_sizes import WIDTH
 from deadreckon.forward.variant import Variant, behaviour
+from deadreckon.forward.watching import redraw, watch
 
 Row = dict[str, Any]
 
@@ -118,7 +119,9 @@ def _why_open(row: Row) -> str | None:
     main = stacks[0] if stacks else row
     if any(stack["norm"] for stack in stacks):
         return None
-    if main.get("placement") and re.match("the last block|.*Linear|.*out of a norm's output|.* takes (the last block|a norm)'s output", main["why"]):
+    if main.get("placement") and re.match(
+        "the last block|.*Linear|.*out of a norm's output|.* takes (the last block|a norm)'s output", main["why"]
+    ):
         return None
     return f"no norm was recognised at its end: {main.get('why')}"[:_LONGEST_REASON]
 
@@ -342,7 +345,8 @@ def committed() -> Row:
     if not ATLAS_PATH.exists():
         return empty
     rows, absent = (json.loads(path.read_text(encoding="utf-8")) for path in (ATLAS_PATH, ATLAS_PATH.with_name(ABSENT)))
-    return empty | rows | {"absent": absent}
+    whole: Row = rows | {"absent": absent}
+    return whole
 
 
 def _work_offline() -> None:

@@ -24,7 +24,10 @@ _NO_STREAM: tuple[tuple[str, str], ...] = (
         r"\w*hifigan|\w*bigvgan|\w*token2wav|\w*vq(gan|model)|flava_image_codebook",
         "a codec, vocoder or image tokenizer",
     ),
-    (r"bit|convnext(v2)?|efficientnet|regnet|resnet|rt_detr_resnet|mobilenet_v[12]|hgnet_v2", "convolutional"),
+    (
+        r"align_vision_model|bit|convnext(v2)?|efficientnet|regnet|resnet|rt_detr_resnet|mobilenet_v[12]|hgnet_v2",
+        "convolutional",
+    ),
     (
         r"pp_lcnet(_v\d)?|textnet|uvdoc(_backbone)?|poolformer|superpoint|pp_ocrv\d_(mobile|small|tiny)_(det|rec)",
         "convolutional",

@@ -11,8 +11,8 @@ from torch import nn
 from deadreckon.errors import UsageError
 from deadreckon.forward.tiny_classes import base_class, head_class
 from deadreckon.forward.tiny_config import shrink
-from deadreckon.forward.tiny_inputs import tiny_inputs
 from deadreckon.forward.tiny_facts import OVERRIDES
+from deadreckon.forward.tiny_inputs import tiny_inputs
 from deadreckon.forward.tiny_sizes import CHOICES, Sizes
 
 _MOST_PARAMETERS = 250_000_000

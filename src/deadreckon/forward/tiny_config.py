@@ -10,7 +10,6 @@ from typing import Any
 from deadreckon.forward.tiny_facts import OVERRIDES
 from deadreckon.forward.tiny_sizes import FIRST_PLAIN_ID, LAYERS, VOCABULARY, Sizes
 
-
 _TOKEN = r"\w+_token_(id|index)$"
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deadreckon.errors import UsageError
 from deadreckon.forward.modality import parts
-from deadreckon.forward.tiny_facts import INPUTS, Shaped
+from deadreckon.forward.tiny_listed_inputs import INPUTS, Shaped
 from deadreckon.forward.tiny_sizes import FIRST_PLAIN_ID, VOCABULARY, WIDTH
 
 _SMALL_TOKENS = 12
