@@ -149,8 +149,8 @@ def _without_norm(
     blocks = max(lists, key=lambda p: _place(lists[p][-1], calls))
     last = lists[blocks][-1]
     inner = _block_lists(model, calls, within=f"{last.path}.")  # blocks of the last stage
-    placements = (_placement(chain, probes, calls) for chain in (lists[blocks], *inner.values()))
-    placement = next((found for found in placements if found), None)
+    chains = (chain[start:] for chain in (lists[blocks], *inner.values()) for start in range(len(chain) - 1))
+    placement = next((found for chain in chains if (found := _placement(chain, probes, calls))), None)
     behind = calls[_place(last, calls) + 1 :]
     if placement is None:
         return None
@@ -190,7 +190,7 @@ def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Se
     if block.given is None or block.made is None or block.given.shape != block.made.shape:
         return None
     end = _place(block, calls)
-    begin = next((i + 1 for i in range(end - 1, -1, -1) if calls[i] in chain), 0)
+    begin = next((i + 1 for i in range(end - 1, -1, -1) if any(calls[i] is member for member in chain)), 0)
     inside = [c for c in calls[begin:end] if c.path in probes]
     if any(alike(call.made, block.made) for call in inside):
         return "post"

@@ -42,7 +42,11 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm4v_moe_text": {"rope_parameters": {**_ROPE, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
     "nemotron": {"num_key_value_heads": 2},
     **each(("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4, "context_length": 24}),
-    "blt": {"encoder_hash_byte_group_vocab": 1000, "encoder_config.hidden_size_global": WIDTH, "decoder_config.hidden_size_global": WIDTH},
+    "blt": {
+        "encoder_hash_byte_group_vocab": 1000,
+        "encoder_config.hidden_size_global": WIDTH,
+        "decoder_config.hidden_size_global": WIDTH,
+    },
     "blt_local_decoder": {"hidden_size_global": WIDTH},
     "blt_local_encoder": {"hidden_size_global": WIDTH, "num_hidden_layers": 2, "cross_attn_all_layers": False},
     "chameleon": {"vocabulary_map": {"<image>": VOCABULARY - 1}},
