@@ -117,6 +117,8 @@ def _why_open(row: Row) -> str | None:
     # without one is believed where probing recognised the norms of its blocks and it was seen what makes the stream.
     stacks = row["stacks"]
     main = stacks[0] if stacks else row
+    if sum(stack["role"] == "decoder" for stack in stacks) > 1:
+        return "it reports several decoders' streams, and which is the main one cannot be told"
     if any(stack["norm"] for stack in stacks):
         return None
     if main.get("placement") and re.match(

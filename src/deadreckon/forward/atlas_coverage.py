@@ -40,6 +40,7 @@ _NO_STREAM: tuple[tuple[str, str], ...] = (
     (r"timm_backbone|timm_wrapper", "whatever model of timm it wraps"),
     (r"(vision-)?encoder-decoder|speech-encoder-decoder|vision-text-dual-encoder|rag", "whatever models it joins"),
     (r"lightglue|superglue|efficientloftr", "a matcher of keypoints"),
+    (r"gemma4_unified_(audio|vision)", "an embedder without blocks"),
     (r"patchtsmixer|moshi_depth|blt_patcher|vibevoice_diffusion", "a mixer, sampler or patcher"),
 )
 

@@ -129,10 +129,6 @@ INPUTS: dict[str, dict[str, Any]] = {
     "Qwen3OmniMoeAudioEncoder": {"input_features": _normal("num_mel_bins", 80), "feature_lens": [80]},
     "Qwen3OmniMoeTalkerModel": {"inputs_embeds": _normal(1, 12, "hidden_size")},
     "Qwen3OmniMoeTalkerCodePredictorModel": {"inputs_embeds": _normal(1, 12, "hidden_size")},
-    "Pix2StructForConditionalGeneration": {
-        "flattened_patches": _uniform(1, 10, 768 + 2),
-        "decoder_input_ids": _ids(1, 6),
-    },
     **each(
         ("Sam3DetrDecoder", "Sam3LiteTextDetrDecoder"),
         {
