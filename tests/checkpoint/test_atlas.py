@@ -208,13 +208,27 @@ def test_an_unknown_composite_falls_back_on_its_language_model():
     assert lookup_text({"model_type": "llama"}) is None
 
 
+def test_a_composite_is_known_by_its_nested_language_model_or_its_decoder_or_else_by_its_images_part():
+    text = {"model_type": "llama", "hidden_size": 4096}
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 1152}
+    assert lookup({"thinker_config": {"text_config": text}}).model_type == "llama"
+    assert lookup({"encoder": vision, "decoder": text}).stacks[0].hidden_size == 4096
+    assert lookup({"model_type": "new_segmenter", "vision_config": vision}).model_type == "siglip_vision_model"
+
+
+def test_the_images_part_does_not_stand_in_for_an_unknown_language_model():
+    vision = {"model_type": "siglip_vision_model"}
+    assert lookup({"text_config": {"model_type": "nonsense"}, "vision_config": vision}) is None
+    assert lookup({"text_config": {"hidden_size": 64}, "vision_config": vision}) is None
+
+
 @pytest.mark.parametrize("config", [{}, {"model_type": None}, {"model_type": 3}, {"model_type": "nonsense"}])
 def test_what_the_atlas_does_not_know(config):
     assert lookup(config) is None
 
 
 def test_the_file_is_small_and_read_without_torch():
-    assert ATLAS_PATH.stat().st_size < 300_000
+    assert ATLAS_PATH.stat().st_size < 330_000
     code = (
         "import sys, deadreckon.checkpoint.find as find; find.lookup({'model_type': 'bert'});"
         "print({'torch', 'transformers'} & set(sys.modules))"
@@ -226,8 +240,8 @@ def test_the_file_is_small_and_read_without_torch():
 
 def test_an_architecture_without_a_row_is_named_with_the_reason(tmp_path):
     save_file({"layer.ln.weight": np.ones(8, np.float32)}, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text('{"model_type": "detr"}')
-    with pytest.raises(UsageError, match="does not know the architecture 'detr' \\(when it was built: ImportError"):
+    (tmp_path / "config.json").write_text('{"model_type": "dinat"}')
+    with pytest.raises(UsageError, match="does not know the architecture 'dinat' \\(when it was built: ImportError"):
         find_norms(open_model(tmp_path))
     assert why_absent("llama") is None
     assert why_absent(None) is None

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from deadreckon.forward.affine import redraw_affine
-from deadreckon.forward.tiny import LAYERS, WIDTH, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_sizes import LAYERS, WIDTH
 
 U = torch.finfo(torch.float64).eps / 2
 TOKENS = 1100

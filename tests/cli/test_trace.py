@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from deadreckon.forward.tiny import WIDTH, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_sizes import WIDTH
 
 
 @pytest.fixture(scope="module")

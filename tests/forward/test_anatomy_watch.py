@@ -7,7 +7,8 @@ from torch import nn
 from deadreckon.checkpoint.anatomy_table import anatomy_of, decode, encode, model_types
 from deadreckon.errors import UsageError
 from deadreckon.forward.anatomy_watch import watch_anatomy
-from deadreckon.forward.tiny import tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_inputs import tiny_inputs
 
 DEEPER = {"gpt2": "n_layer", "bert": "num_hidden_layers", "opt": "num_hidden_layers", "llama": "num_hidden_layers"}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from deadreckon.checkpoint.atlas import ATLAS_PATH
+from deadreckon.checkpoint.atlas import ABSENT, ATLAS_PATH
 from deadreckon.checkpoint.find import find_norms
 from deadreckon.checkpoint.source import open_model
 from deadreckon.cli.main import main
@@ -16,8 +16,13 @@ from deadreckon.forward import atlas_builder
 from deadreckon.forward.atlas_builder import COMMAND, GGUF, build_atlas, build_row, drift, write_atlas
 from deadreckon.forward.atlas_coverage import CLASSIFIED, atlas_coverage
 from deadreckon.forward.probe import probe_norms
-from deadreckon.forward.stacks import find_stacks, redraw, watch
-from deadreckon.forward.tiny import tiny_config, tiny_inputs, tiny_model
+from deadreckon.forward.stacks import find_stacks
+from deadreckon.forward.tiny import tiny_config, tiny_model
+from deadreckon.forward.tiny_classes import base_class
+from deadreckon.forward.tiny_facts import CLASSES
+from deadreckon.forward.tiny_inputs import tiny_inputs
+from deadreckon.forward.tiny_sizes import WIDTH
+from deadreckon.forward.watching import redraw, watch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -26,7 +31,7 @@ SAMPLE = ("bert", "clip_vision_model", "gemma3_text", "gpt2", "nemotron", "olmo2
 
 @pytest.fixture(scope="module")
 def committed():
-    return json.loads(ATLAS_PATH.read_text(encoding="utf-8"))
+    return atlas_builder.committed()
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +86,10 @@ def test_an_edited_row_is_reported(committed, rebuilt, edit):
 def test_the_written_file_reads_back_and_holds_a_row_a_line(tmp_path, committed):
     path = tmp_path / "atlas.json"
     write_atlas(committed, path)
-    assert json.loads(path.read_text()) == committed
-    assert path.read_text() == ATLAS_PATH.read_text(encoding="utf-8")
+    for name in (ATLAS_PATH.name, ABSENT):
+        assert (tmp_path / name).read_text() == ATLAS_PATH.with_name(name).read_text(encoding="utf-8")
+    read_back = json.loads(path.read_text()) | {"absent": json.loads((tmp_path / ABSENT).read_text())}
+    assert read_back == committed
     assert sum(line.startswith(' "') for line in path.read_text().splitlines()) == len(committed["rows"])
 
 
@@ -112,7 +119,7 @@ def test_building_replaces_the_named_rows_and_leaves_the_others(monkeypatch, tmp
     assert main(["atlas", "build", "gptj", "no_such_model_type"]) == 0
     written = json.loads(path.read_text())
     assert written["rows"] == {name: committed["rows"][name] for name in ("gpt2", "gptj")}
-    assert written["absent"].keys() == {"no_such_model_type"}
+    assert json.loads((tmp_path / ABSENT).read_text()).keys() == {"no_such_model_type"}
 
 
 def test_a_model_type_that_cannot_be_built_is_absent_with_the_reason():
@@ -135,7 +142,7 @@ def test_coverage_accounts_for_every_model_type_with_a_reason_for_each_that_has_
     assert types["resnet"]["class"] == "no normed residual stream"
     if transformers.__version__ == committed["transformers"]:
         assert not committed["rows"].keys() & committed["absent"].keys()
-        assert report["coverage"] > 0.6
+        assert report["coverage"] >= 0.95
 
 
 def test_unknown_model_types_are_refused():
@@ -190,6 +197,39 @@ def test_a_stream_that_ends_in_a_linear_map_has_no_final_norm():
     assert stack.norm is None
     assert stack.why is not None
     assert "project_out" in stack.why
+
+
+@pytest.mark.parametrize(
+    ("model_type", "norm", "blocks", "placement", "says"),
+    [
+        ("sam_vision_model", None, "vision_encoder.layers", "pre", "neck.conv1 (Conv2d) takes the last block's output"),
+        ("sam3_vit_model", None, "layers", "pre", "the last block's output is the last hidden state"),
+        ("lasr_ctc", "encoder.out_norm", "encoder.layers", "post", ""),
+        ("clap_audio_model", "audio_encoder.norm", "audio_encoder.layers", None, "rearranged"),
+    ],
+    ids=["a neck", "another layout", "logits alone", "a rearranged norm"],
+)
+def test_streams_that_do_not_plainly_end_in_a_norm(model_type, norm, blocks, placement, says):
+    stack = find_stacks(tiny_model(model_type))[0]
+    assert (stack.norm, stack.blocks, stack.placement) == (norm, blocks, placement)
+    assert says in f"{stack.why} {stack.note}"
+
+
+def test_a_norm_that_probing_does_not_recognise_is_not_taken_for_none():
+    """SqueezeBERT's norms swap channels and tokens; saying that its stream ends without a norm would be wrong."""
+    atlas = build_atlas(["squeezebert"])
+    assert atlas["rows"] == {}
+    assert "SqueezeBertLayerNorm" in atlas["absent"]["squeezebert"]
+
+
+def test_parts_take_what_the_whole_asks_of_them():
+    config = tiny_config("rt_detr")
+    assert list(config.backbone_config.out_indices) == [2, 3, 4]  # the backbone's own default is its last level alone
+    assert config.backbone_config.hidden_sizes[-1] == WIDTH
+
+
+def test_listed_classes_exist():
+    assert all(base_class(model_type).__name__ == path.rpartition(".")[2] for model_type, path in CLASSES.items())
 
 
 def test_a_switch_that_changes_the_kind_changes_the_stacks():

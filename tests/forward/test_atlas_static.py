@@ -8,7 +8,7 @@ from static_norms import final_norm, norm_class
 from torch import nn
 
 from deadreckon.checkpoint.atlas import ATLAS_PATH
-from deadreckon.forward.tiny import base_class
+from deadreckon.forward.tiny_classes import base_class
 
 ROWS = json.loads(ATLAS_PATH.read_text(encoding="utf-8"))["rows"]
 
@@ -22,6 +22,16 @@ READ_WRONGLY = {
     "lilt": "the last norm called is the layout stream's; the text stream's is the hidden state",
     "moonshine_streaming_encoder": "its norm holds a gain of its own around a norm without parameters",
     "ovis2_vision": "the head's norm acts on logits, behind the stream",
+    **dict.fromkeys(
+        ("got_ocr2_vision", "pp_chart2table_vision", "sam_hq_vision_model", "sam_vision_model", "slanext_vision"),
+        "a convolution follows the stream, and the norm is the convolutions'",
+    ),
+    **dict.fromkeys(("eomt", "eomt_dinov3"), "the upscaling that is called last is the masks', not the stream's"),
+    "bridgetower_vision_model": "a norm a block is used only where the config asks for it",
+    "lxmert": "the last norm called is the images' stream's; the text's comes first in the output",
+    "seggpt": "the norm is called on intermediate states; the last one is handed on without",
+    "timesfm2_5": "the last norm makes what its block adds to the stream",
+    "xmod": "the norm behind the blocks is left out by default: each block ends in one",
     "videomae": "the norm is left out where the config asks for a mean over tokens, as it does by default",
 }
 

@@ -12,9 +12,11 @@ from deadreckon.forward.batching import Rows
 from deadreckon.forward.blocks import find_block_stacks, tapped
 from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.random_inputs import random_inputs
-from deadreckon.forward.stacks import redraw
 from deadreckon.forward.stream import kept
-from deadreckon.forward.tiny import WIDTH, tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_inputs import tiny_inputs
+from deadreckon.forward.tiny_sizes import WIDTH
+from deadreckon.forward.watching import redraw
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from deadreckon.forward.anatomy_watch import watch_anatomy
 from deadreckon.forward.probe import probe_norms
-from deadreckon.forward.stacks import redraw
 from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.watching import redraw
 from deadreckon.kernel.census import REASONS, dead_parameters
 from deadreckon.kernel.norm import Norm, norm_kind
 

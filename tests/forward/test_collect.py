@@ -13,7 +13,8 @@ from deadreckon.forward.anatomy import named_norm
 from deadreckon.forward.calibration import given
 from deadreckon.forward.collect import collect
 from deadreckon.forward.share import WHOLE, Share
-from deadreckon.forward.tiny import LAYERS, WIDTH, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_sizes import LAYERS, WIDTH
 
 U = torch.finfo(torch.float64).eps / 2
 U32 = torch.finfo(torch.float32).eps / 2

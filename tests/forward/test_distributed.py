@@ -24,7 +24,8 @@ from deadreckon.errors import DeadreckonError, InputError, UnreachableError, Usa
 from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.distributed import add_up, fingerprint_of_inputs, fingerprint_of_model, launched, together
 from deadreckon.forward.statistics import NormStatistics
-from deadreckon.forward.tiny import LAYERS, WIDTH, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_sizes import LAYERS, WIDTH
 from deadreckon.kernel.norm import LAYERNORM, Norm
 from deadreckon.verbs.measure import measure
 

@@ -14,7 +14,8 @@ import torch
 
 from deadreckon.errors import UnreachableError, UsageError
 from deadreckon.forward import draw, load, placement, room
-from deadreckon.forward.tiny import tiny_config, tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_config, tiny_model
+from deadreckon.forward.tiny_inputs import tiny_inputs
 
 CPU = torch.device("cpu")
 MODEL_TYPES = [

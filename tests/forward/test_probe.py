@@ -1,6 +1,7 @@
 """The probe must tell what a norm layer computes whatever its parameters are, and refuse what is not a plain norm."""
 
 import copy
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -205,6 +206,34 @@ def test_on_the_meta_device_everything_but_the_values_is_found():
     assert probe.shift is None
     assert probe.norm("x") is None
     assert module.weight.is_meta
+
+
+class HandsOnMore(nn.LayerNorm):
+    def forward(self, x):
+        return super().forward(x), None
+
+
+class MakesAnOuterProduct(nn.Module):
+    """As batch norms of images do when they are given tokens: far larger than the input."""
+
+    token_counts: ClassVar[list[int]] = []  # of the class: what is run is a copy
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(SIZE))
+
+    def forward(self, x):
+        self.token_counts.append(x.shape[1])
+        return x[..., None] * self.weight
+
+
+def test_a_norm_may_return_more_than_its_output():
+    assert probe_norm(HandsOnMore(SIZE)).kind.name == "layernorm"
+
+
+def test_a_layer_that_makes_something_of_another_shape_is_run_on_one_token_only():
+    assert probe_norm(MakesAnOuterProduct()) is None
+    assert set(MakesAnOuterProduct.token_counts) == {1}
 
 
 def test_as_plain_data():

@@ -9,7 +9,8 @@ from torch import nn
 from deadreckon.forward.blocks import find_block_stacks
 from deadreckon.forward.moments import Moments
 from deadreckon.forward.stream import StreamMoments, node_spectra
-from deadreckon.forward.tiny import VOCABULARY, WIDTH, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_sizes import VOCABULARY, WIDTH
 
 U = torch.finfo(torch.float64).eps / 2
 ROWS, LENGTH = 40, 12

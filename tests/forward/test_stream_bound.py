@@ -13,7 +13,9 @@ from deadreckon.checkpoint.stream_table import TABLE_PATH
 from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.probe import probe_norm
 from deadreckon.forward.stream_bound import stream_of_module
-from deadreckon.forward.tiny import VOCABULARY, tiny_config, tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_config, tiny_model
+from deadreckon.forward.tiny_inputs import tiny_inputs
+from deadreckon.forward.tiny_sizes import VOCABULARY
 from deadreckon.kernel.stream_bound import NoBound, stream_bound
 
 TABLE = json.loads(TABLE_PATH.read_bytes())

@@ -7,7 +7,8 @@ from torch import nn
 from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.blocks import find_block_stacks
 from deadreckon.forward.precision import unit_roundoff
-from deadreckon.forward.tiny import tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_inputs import tiny_inputs
 from deadreckon.forward.writers import GIVEN, MADE, block_equation, inside
 
 NORMED = ["post_attention_layernorm", "post_feedforward_layernorm"]

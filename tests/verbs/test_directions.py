@@ -10,8 +10,8 @@ import torch
 from deadreckon import census, dead_directions, project_out
 from deadreckon.errors import InputError, UsageError
 from deadreckon.forward.probe import probe_norms
-from deadreckon.forward.stacks import redraw
 from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.watching import redraw
 
 WIDTH, WORDS, TOKENS = 8, 24, 6
 ROTARY = {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": 1.0}}

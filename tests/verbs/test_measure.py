@@ -12,7 +12,8 @@ from deadreckon.checkpoint.find import find_norms
 from deadreckon.errors import InputError, UnreachableError, UsageError
 from deadreckon.forward.affine import redraw_affine
 from deadreckon.forward.anatomy import named_norm, norms_like
-from deadreckon.forward.tiny import tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_inputs import tiny_inputs
 from deadreckon.results.measurement import Measurement
 from deadreckon.results.schema import json_schema
 from deadreckon.verbs.measure import measure

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from deadreckon.cli import main as cli
 from deadreckon.errors import InputError, UsageError
 from deadreckon.forward.affine import redraw_affine
-from deadreckon.forward.tiny import LAYERS, WIDTH, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_sizes import LAYERS, WIDTH
 from deadreckon.results.measurement import Measurement, Shard
 from deadreckon.results.schema import json_schema
 from deadreckon.verbs.measure import measure

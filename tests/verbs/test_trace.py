@@ -9,7 +9,8 @@ from torch import nn
 
 import deadreckon
 from deadreckon.errors import InputError, UsageError
-from deadreckon.forward.tiny import VOCABULARY, WIDTH, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_sizes import VOCABULARY, WIDTH
 from deadreckon.results.trace import Trace
 from deadreckon.verbs.trace import trace
 

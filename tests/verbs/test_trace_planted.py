@@ -11,7 +11,8 @@ import deadreckon
 from deadreckon.forward.load import load_checkpoint
 from deadreckon.forward.random_inputs import random_inputs
 from deadreckon.forward.text import english_text, token_ids
-from deadreckon.forward.tiny import WIDTH, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_sizes import WIDTH
 
 BLOCKS, FAULT, VOCABULARY = 8, 4, 400
 ROWS, LENGTH = 16, 64

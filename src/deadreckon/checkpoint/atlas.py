@@ -15,9 +15,12 @@ from typing import Any
 
 SCHEMA = "deadreckon.atlas/1"
 ATLAS_PATH = Path(__file__).parent / "data" / "atlas.json"
+ABSENT = "atlas_absent.json"  # beside it: the model types without a row, with the reason
 
-# Where composite configs keep the language model's own config.
-TEXT_CONFIGS = ("text_config", "llm_config", "language_config")
+# Where composite configs keep the config of the language model, and of the one part that has a stream where there is no
+# language model.
+TEXT_CONFIGS = ("text_config", "llm_config", "language_config", "vlm_config", "thinker_config", "decoder")
+OTHER_CONFIGS = ("vision_config",)
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,9 @@ def lookup_text(config: Mapping[str, Any]) -> Architecture | None:
         config: a model's configuration.
 
     Returns:
-        Its row, or None where the config has no such part or the atlas does not know it.
+        Its row, or that of the only other part; None where the config has no such part or the atlas does not know it.
     """
-    for key in TEXT_CONFIGS:
+    for key in TEXT_CONFIGS if any(config.get(key) for key in TEXT_CONFIGS) else OTHER_CONFIGS:
         part = config.get(key)
         if isinstance(part, Mapping) and (found := lookup(part)) is not None:
             return found
@@ -156,8 +159,7 @@ def why_absent(model_type: Any) -> str | None:
     Returns:
         What the builder met; None where there is a row, or the builder never met the name.
     """
-    reasons: Mapping[str, str] = _document()["absent"]
-    return reasons.get(model_type) if isinstance(model_type, str) else None
+    return _reasons().get(model_type) if isinstance(model_type, str) else None
 
 
 def gguf_naming() -> Mapping[str, Any]:
@@ -170,6 +172,12 @@ def gguf_naming() -> Mapping[str, Any]:
 def _document() -> dict[str, Any]:
     document: dict[str, Any] = json.loads(ATLAS_PATH.read_bytes())
     return document
+
+
+@cache
+def _reasons() -> dict[str, str]:
+    reasons: dict[str, str] = json.loads(ATLAS_PATH.with_name(ABSENT).read_bytes())
+    return reasons
 
 
 def _rows() -> dict[str, Any]:

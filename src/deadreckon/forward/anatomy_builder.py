@@ -35,7 +35,10 @@ from deadreckon.checkpoint.zoo import zoo_entry, zoo_names
 from deadreckon.errors import DeadreckonError, InputError
 from deadreckon.forward.anatomy_watch import watch_anatomy
 from deadreckon.forward.config_keys import leaves
-from deadreckon.forward.tiny import LAYERS, head_class, tiny_inputs, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_classes import head_class
+from deadreckon.forward.tiny_inputs import tiny_inputs
+from deadreckon.forward.tiny_sizes import LAYERS
 
 COVERED = (
     "albert", "bert", "bloom", "dinov2", "distilbert", "falcon", "gemma", "gemma2", "gemma3_text", "gpt2", "gpt_neo",

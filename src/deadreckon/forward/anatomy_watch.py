@@ -19,7 +19,7 @@ from deadreckon.errors import UsageError
 from deadreckon.forward.anatomy import last_hidden_state
 from deadreckon.forward.fed import LinearMap, canonical_names, fed_by, linear_maps, watch
 from deadreckon.forward.probe import NormProbe, probe_norms
-from deadreckon.forward.stacks import redraw
+from deadreckon.forward.watching import redraw
 from deadreckon.kernel.anatomy import Anatomy, NormSite, Reader, Writer
 
 # Steps are of size one or more on parameters of size one: what matters moves log-probabilities by 1e-3 and more. Many

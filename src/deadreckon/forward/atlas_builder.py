@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from deadreckon.checkpoint.atlas import ATLAS_PATH, SCHEMA
+from deadreckon.checkpoint.atlas import ABSENT, ATLAS_PATH, SCHEMA
 from deadreckon.forward.config_keys import ConfigKeys, leaves
 from deadreckon.forward.probe import probe_norms
 from deadreckon.forward.spelling import Spelling, base_path, head_spelling, spellings
-from deadreckon.forward.stacks import Stack, redraw, watch
-from deadreckon.forward.tiny import WIDTH, head_class, tiny_inputs, tiny_model
+from deadreckon.forward.stacks import Stack
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_classes import head_class
+from deadreckon.forward.tiny_inputs import tiny_inputs
+from deadreckon.forward.tiny_sizes import WIDTH
 from deadreckon.forward.variant import Variant, behaviour
+from deadreckon.forward.watching import redraw, watch
 
 Row = dict[str, Any]
 
@@ -113,9 +117,13 @@ def _why_open(row: Row) -> str | None:
     # without one is believed where probing recognised the norms of its blocks and it was seen what makes the stream.
     stacks = row["stacks"]
     main = stacks[0] if stacks else row
+    if sum(stack["role"] == "decoder" for stack in stacks) > 1:
+        return "it reports several decoders' streams, and which is the main one cannot be told"
     if any(stack["norm"] for stack in stacks):
         return None
-    if main.get("placement") and re.match("the last block|.*Linear|.*out of a norm's output", main["why"]):
+    if main.get("placement") and re.match(
+        "the last block|.*Linear|.*out of a norm's output|.* takes (the last block|a norm)'s output", main["why"]
+    ):
         return None
     return f"no norm was recognised at its end: {main.get('why')}"[:_LONGEST_REASON]
 
@@ -124,12 +132,14 @@ def write_atlas(atlas: Mapping[str, Any], path: Path = ATLAS_PATH) -> None:
     """Write the document with one row a line, so that a change of one architecture is a change of one line.
 
     Args:
-        atlas: header and rows.
+        atlas: header, rows, and the model types without one, which go to a file of their own beside it.
         path: where to.
     """
-    head = [f"{_json(key)}:{_json(value)}" for key, value in atlas.items() if key != "rows"]
+    head = [f"{_json(key)}:{_json(value)}" for key, value in atlas.items() if key not in {"absent", "rows"}]
     rows = [f" {_json(name)}:{_json(row)}" for name, row in sorted(atlas["rows"].items())]
     path.write_text("{" + ",\n".join([*head, '"rows":{\n' + ",\n".join(rows) + "}}\n"]), encoding="utf-8")
+    absent = json.dumps(atlas["absent"], indent=0, sort_keys=True)
+    path.with_name(ABSENT).write_text(f"{absent}\n", encoding="utf-8")
 
 
 def drift(committed: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> list[str]:
@@ -332,9 +342,13 @@ def check(
 
 
 def committed() -> Row:
-    """The committed atlas, empty where there is none."""
+    """The committed atlas, with the model types that have no row; empty where there is none."""
     empty: Row = {"absent": {}, "rows": {}}
-    return empty | json.loads(ATLAS_PATH.read_text(encoding="utf-8")) if ATLAS_PATH.exists() else empty
+    if not ATLAS_PATH.exists():
+        return empty
+    rows, absent = (json.loads(path.read_text(encoding="utf-8")) for path in (ATLAS_PATH, ATLAS_PATH.with_name(ABSENT)))
+    whole: Row = rows | {"absent": absent}
+    return whole
 
 
 def _work_offline() -> None:

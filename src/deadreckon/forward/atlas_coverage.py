@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from deadreckon.checkpoint.atlas import TEXT_CONFIGS
+from deadreckon.checkpoint.atlas import OTHER_CONFIGS, TEXT_CONFIGS
 from deadreckon.forward.atlas_builder import Row, committed
 
 CLASSIFIED = ("a norm ends it", "it ends without a norm", "by its text config")
@@ -24,7 +24,10 @@ _NO_STREAM: tuple[tuple[str, str], ...] = (
         r"\w*hifigan|\w*bigvgan|\w*token2wav|\w*vq(gan|model)|flava_image_codebook",
         "a codec, vocoder or image tokenizer",
     ),
-    (r"bit|convnext(v2)?|efficientnet|regnet|resnet|rt_detr_resnet|mobilenet_v[12]|hgnet_v2", "convolutional"),
+    (
+        r"align_vision_model|bit|convnext(v2)?|efficientnet|regnet|resnet|rt_detr_resnet|mobilenet_v[12]|hgnet_v2",
+        "convolutional",
+    ),
     (
         r"pp_lcnet(_v\d)?|textnet|uvdoc(_backbone)?|poolformer|superpoint|pp_ocrv\d_(mobile|small|tiny)_(det|rec)",
         "convolutional",
@@ -37,6 +40,7 @@ _NO_STREAM: tuple[tuple[str, str], ...] = (
     (r"timm_backbone|timm_wrapper", "whatever model of timm it wraps"),
     (r"(vision-)?encoder-decoder|speech-encoder-decoder|vision-text-dual-encoder|rag", "whatever models it joins"),
     (r"lightglue|superglue|efficientloftr", "a matcher of keypoints"),
+    (r"gemma4_unified_(audio|vision)", "an embedder without blocks"),
     (r"patchtsmixer|moshi_depth|blt_patcher|vibevoice_diffusion", "a mixer, sampler or patcher"),
 )
 
@@ -74,20 +78,21 @@ def _class(name: str, config_class: Any, atlas: Mapping[str, Row]) -> dict[str, 
     why = next((why for pattern, why in _NO_STREAM if re.fullmatch(pattern, name)), None)
     if why is not None:
         return {"class": "no normed residual stream", "why": why}
-    if (text := _text_type(config_class)) in atlas["rows"]:
-        return {"class": CLASSIFIED[2], "why": str(text)}
+    if (part := _part_type(config_class, atlas["rows"])) is not None:
+        return {"class": CLASSIFIED[2], "why": part}
     return {"class": "not classified", "why": atlas["absent"].get(name, "not tried")}
 
 
-def _text_type(config_class: Any) -> str | None:
-    """The model type of the language model inside a composite config, by default."""
+def _part_type(config_class: Any, rows: Mapping[str, Row]) -> str | None:
+    """The model type of the part of a composite config that the atlas would answer for, by default."""
     declared = getattr(config_class, "sub_configs", {})
-    key = next((key for key in TEXT_CONFIGS if key in declared), None)
+    key = next((key for key in (*TEXT_CONFIGS, *OTHER_CONFIGS) if key in declared), None)
     if key is None:
         return None
     try:
         part = getattr(config_class(), key, None)
     except Exception:  # a config without usable defaults: what it declares must do
         part = None
-    name = getattr(declared[key] if part is None else part, "model_type", None)
-    return name if isinstance(name, str) and name else None
+    part_class = declared[key] if part is None else type(part)
+    name = getattr(part_class, "model_type", None)
+    return name if name in rows else _part_type(part_class, rows)

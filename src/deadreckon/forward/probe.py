@@ -233,6 +233,8 @@ def _respond(module: nn.Module, width: int) -> _Response | None:
     tiny = base[:1] / base[0].square().mean().sqrt() * torch.tensor(_SMALL, dtype=torch.float64, device="cpu")[:, None]
     # By NumPy: for so few numbers torch would first wake its threads, which takes longer than all the rest.
     x = torch.from_numpy(np.concatenate([tokens.numpy(), moved.numpy(), tiny.numpy()]))
+    if _run(module, x[:1]) is None:  # one token first: some layers for images make far more than they are given
+        return None
     y = _run(module, x)
     if y is None:
         return None
@@ -333,6 +335,7 @@ def _run(module: nn.Module, x: Tensor) -> Tensor | None:
         y = module(x.unsqueeze(0).clone())
     except Exception:  # any failure of a foreign forward means the same: not a plain norm
         return None
+    y = y[0] if isinstance(y, tuple) and y else y  # some hand on what a quantised twin would need
     if not isinstance(y, Tensor) or y.shape != (1, *x.shape):
         return None
     return y[0].detach().to(torch.float64)
@@ -364,7 +367,7 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _width(module: nn.Module, hidden_size: int | None) -> int | None:
-    sizes = {tensor.numel() for _, tensor in _own_tensors(module) if tensor.dim() == 1}
+    sizes = {tensor.numel() for _, tensor in _own_tensors(module) if tensor.dim() == 1 and tensor.numel() > 1}
     shape = getattr(module, "normalized_shape", None)
     if isinstance(shape, int) or (isinstance(shape, tuple | list) and len(shape) == 1):
         sizes.add(shape if isinstance(shape, int) else int(shape[0]))

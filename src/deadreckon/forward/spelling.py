@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from deadreckon.forward.probe import NormProbe
-from deadreckon.forward.stacks import redraw
-from deadreckon.forward.tiny import head_class, tiny_model
+from deadreckon.forward.tiny import tiny_model
+from deadreckon.forward.tiny_classes import head_class
 from deadreckon.forward.variant import Variant
+from deadreckon.forward.watching import redraw
 
 
 @dataclass
@@ -132,6 +133,9 @@ def _saved(model: Any) -> Iterator[dict[bytes, str]]:
     """Value -> name of the saved model's vectors, in the original naming and in transformers' own."""
     from safetensors.numpy import load_file
 
+    if not hasattr(model, "save_pretrained"):  # a part that is never saved alone
+        yield {_bytes(tensor): name for name, tensor in model.state_dict().items() if tensor.dim() == 1}
+        return
     for original in (True, False):
         with tempfile.TemporaryDirectory() as folder:
             try:

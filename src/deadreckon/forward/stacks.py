@@ -12,14 +12,16 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from deadreckon.errors import DeadreckonError
+from deadreckon.forward.hidden_states import hidden_states
+from deadreckon.forward.likeness import alike, relation, same
 from deadreckon.forward.probe import NormProbe, probe_norms
-from deadreckon.forward.tiny import tiny_inputs
+from deadreckon.forward.tiny_inputs import tiny_inputs
+from deadreckon.forward.watching import Call, redraw, watch
 
 # A block's output is its input plus its writes, rounded at every addition in float32: a few 6e-8 each.
 _ADDS_UP = 1e-5
@@ -47,60 +49,6 @@ class Stack:
     note: str | None = None
 
 
-@dataclass(frozen=True)
-class Call:
-    """One call of one module: copies of its first tensor argument and first output."""
-
-    path: str
-    given: Tensor | None
-    made: Tensor | None
-
-
-def redraw(model: nn.Module, probes: Mapping[str, NormProbe], seed: int = 1) -> None:
-    """Give every norm of `model` unique random effective gains in [0.5, 1.5] and shifts in [-0.1, 0.1], in place."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for path, probe in probes.items():
-            module = model.get_submodule(path)
-            for name, low, width in (
-                (probe.gain_name, 0.5 - (probe.gain_offset or 0), 1.0),
-                (probe.shift_name, -0.1, 0.2),
-            ):
-                if name is not None:
-                    tensor = (
-                        module.get_parameter(name) if name in dict(module.named_parameters()) else getattr(module, name)
-                    )
-                    tensor.copy_(low + width * torch.rand(tensor.shape, generator=generator))
-
-
-def watch(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Any, list[Call]]:
-    """Run `model` and copy what every module was given and made.
-
-    Args:
-        model: any module, small enough that all its activations fit in memory.
-        inputs: its keyword inputs.
-
-    Returns:
-        The model's output, and the calls in the order in which they ended.
-    """
-    calls: list[Call] = []
-    handles = []
-    for path, module in model.named_modules():
-
-        def hook(_: nn.Module, args: Any, kwargs: Any, made: Any, path: str = path) -> None:
-            given = next(_tensors([*args, kwargs.get("hidden_states"), *kwargs.values()]), None)
-            calls.append(Call(path, _copy(given), _copy(next(_tensors([made]), None))))
-
-        handles.append(module.register_forward_hook(hook, with_kwargs=True))
-    try:
-        with torch.no_grad():
-            output = model(**inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return output, calls
-
-
 def find_stacks(model: nn.Module, probes: Mapping[str, NormProbe] | None = None) -> list[Stack]:
     """The residual streams of a tiny model, the main one first.
 
@@ -112,7 +60,7 @@ def find_stacks(model: nn.Module, probes: Mapping[str, NormProbe] | None = None)
         probes: its norms, when they are known already.
 
     Returns:
-        One entry a hidden state that the model (or a tower of it that did not run) reports.
+        One entry a hidden state that the model (or a tower of it that did not run) reports; none where it reports none.
 
     Raises:
         UsageError: no inputs were found under which the model runs.
@@ -120,8 +68,10 @@ def find_stacks(model: nn.Module, probes: Mapping[str, NormProbe] | None = None)
     probes = probe_norms(model) if probes is None else probes
     redraw(model, probes)
     output, calls = watch(model, tiny_inputs(model))
-    lists = _block_lists(model, calls)
-    hidden = dict(_hidden_states(output))
+    lists = _block_lists(model, calls) or _block_lists(model, calls, kind=nn.Sequential)
+    hidden = hidden_states(output, calls, probes)
+    if not hidden:
+        return []
     vision = "pixel" in getattr(model, "main_input_name", "")
     stacks = []
     for key in sorted(hidden, key=_rank):
@@ -163,12 +113,12 @@ def _stack(
 ) -> Stack:
     norm, note = None, None
     for call in reversed(calls):
-        if call.path in probes and call.made is not None and (relation := _relation(call.made, hidden)) is not None:
-            norm, note = call, relation or None
+        if call.path in probes and call.made is not None and (follows := relation(call.made, hidden)) is not None:
+            norm, note = call, follows or None
             break
     path = norm.path if norm else None
-    maker = None if norm else next((c for c in calls if c.path and _same(c.made, hidden)), None)  # the innermost
-    fed = next((c for c in reversed(calls) if maker and c.path in probes and _same(c.made, maker.given)), None)
+    maker = None if norm else next((c for c in calls if c.path and alike(c.made, hidden)), None)  # the innermost
+    fed = next((c for c in reversed(calls) if maker and c.path in probes and alike(c.made, maker.given)), None)
     end = norm or fed
     blocks = _blocks_behind(end.path if end else "", end.given if end else hidden, lists)
     if blocks is None:
@@ -183,7 +133,48 @@ def _stack(
         why += " out of a norm's output" if fed else ""
     elif norm is None:
         why = "no module's output is the last hidden state"
+    if norm is None and blocks and not fed:
+        blocks, placement, why = _without_norm(hidden, model, probes, calls, lists) or (blocks, placement, why)
     return Stack(role, path, blocks, placement, why, note)
+
+
+def _without_norm(
+    hidden: Tensor,
+    model: nn.Module,
+    probes: Mapping[str, NormProbe],
+    calls: Sequence[Call],
+    lists: Mapping[str, Sequence[Call]],
+) -> tuple[str, str, str] | None:
+    """Blocks, placement and why, where what takes the last blocks' output is seen, and no norm is called behind it."""
+    blocks = max(lists, key=lambda p: _place(lists[p][-1], calls))
+    last = lists[blocks][-1]
+    inner = _block_lists(model, calls, within=f"{last.path}.")  # blocks of the last stage
+    chains = (chain[start:] for chain in (lists[blocks], *inner.values()) for start in range(len(chain) - 1))
+    placement = next((found for chain in chains if (found := _placement(chain, probes, calls))), None)
+    behind = calls[_place(last, calls) + 1 :]
+    if placement is None:
+        return None
+    if relation(last.made, hidden) is not None:
+        return blocks, placement, "the last block's output is the last hidden state"
+    source = "the last block's output"
+    taker = _taker(last, behind)
+    if taker is not None and taker.path in probes:
+        source, taker = "a norm's output", _taker(taker, behind)
+    elif any(call.path in probes for call in behind):
+        return None
+    module = model.get_submodule(taker.path) if taker else model
+    if taker is None or not any(p.dim() > 1 for p in module.parameters(recurse=False)):
+        return None  # it may hold a norm, or be one, that probing does not recognise
+    return blocks, placement, f"{taker.path} ({type(module).__name__}) takes {source}"
+
+
+def _place(call: Call, calls: Sequence[Call]) -> int:
+    return next(i for i, other in enumerate(calls) if other is call)
+
+
+def _taker(maker: Call, calls: Sequence[Call]) -> Call | None:
+    """The innermost module that is given what another one made."""
+    return next((call for call in calls if call is not maker and alike(maker.made, call.given)), None)
 
 
 def _blocks_behind(path: str, source: Tensor | None, lists: Mapping[str, Sequence[Call]]) -> str | None:
@@ -191,19 +182,19 @@ def _blocks_behind(path: str, source: Tensor | None, lists: Mapping[str, Sequenc
     inside = next((p for p in lists if path.startswith(f"{p}.")), None)
     if inside is not None or source is None:
         return inside
-    return next((p for p, chain in lists.items() if _relation(chain[-1].made, source) is not None), None)
+    return next((p for p, chain in lists.items() if relation(chain[-1].made, source) is not None), None)
 
 
 def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Sequence[Call]) -> str | None:
     block = chain[min(1, len(chain) - 1)]
     if block.given is None or block.made is None or block.given.shape != block.made.shape:
         return None
-    end = next(i for i, call in enumerate(calls) if call is block)
-    begin = next((i + 1 for i in range(end - 1, -1, -1) if calls[i] in chain), 0)
+    end = _place(block, calls)
+    begin = next((i + 1 for i in range(end - 1, -1, -1) if any(calls[i] is member for member in chain)), 0)
     inside = [c for c in calls[begin:end] if c.path in probes]
-    if any(_same(call.made, block.made) for call in inside):
+    if any(alike(call.made, block.made) for call in inside):
         return "post"
-    pre = any(_same(call.given, block.given) for call in inside)
+    pre = any(alike(call.given, block.given) for call in inside)
     size = block.made.numel()
     made = [m.reshape(block.made.shape).double() for c in inside if (m := c.made) is not None and m.numel() == size]
     written, scale = (block.made - block.given).double(), float(block.made.double().norm())
@@ -215,32 +206,27 @@ def _placement(chain: Sequence[Call], probes: Mapping[str, NormProbe], calls: Se
     return {(True, True): "sandwich", (True, False): "pre", (False, True): "branch"}.get((pre, branch))
 
 
-def _block_lists(model: nn.Module, calls: Sequence[Call]) -> dict[str, list[Call]]:
+def _block_lists(
+    model: nn.Module, calls: Sequence[Call], within: str = "", kind: type[nn.Module] = nn.ModuleList
+) -> dict[str, list[Call]]:
     """Module lists whose elements hand each other the stream, outermost first, with their calls."""
     found: dict[str, list[Call]] = {}
     for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in found):
+        if not isinstance(module, kind) or any(path.startswith(f"{outer}.") for outer in found):
+            continue
+        if not path.startswith(within):
             continue
         chain = [c for c in calls if c.path.rpartition(".")[0] == path and c.path.rpartition(".")[2].isdigit()]
-        handed = sum(_same(a.made, b.given) for a, b in itertools.pairwise(chain))
+        handed = sum(same(a.made, b.given) for a, b in itertools.pairwise(chain))
         if len(chain) > 1 and 3 * handed >= 2 * (len(chain) - 1):
             found[path] = chain
     return found
 
 
-def _hidden_states(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(output, Mapping):
-        for key, value in output.items():
-            if isinstance(value, Mapping):
-                yield from _hidden_states(value, f"{prefix}{key}.")
-            elif str(key).endswith("last_hidden_state") and isinstance(value, Tensor):
-                yield f"{prefix}{key}", value
-
-
 def _pooled_norm(hidden: Tensor, probes: Mapping[str, NormProbe], calls: Sequence[Call]) -> str | None:
     """The norm that sees some tokens of a hidden state that was not normed itself."""
-    some = (c for c in reversed(calls) if c.path in probes and 0 < _numel(c.given) < hidden.numel())
-    return next((c.path for c in some if c.given is not None and _relation(hidden, c.given)), None)
+    some = (c for c in reversed(calls) if c.path in probes and 0 < _size(c.given) < hidden.numel())
+    return next((c.path for c in some if c.given is not None and relation(hidden, c.given)), None)
 
 
 def _role(key: str, hidden: Mapping[str, Tensor]) -> str:
@@ -280,42 +266,8 @@ def _argument_names(module: nn.Module) -> list[str]:
     ]
 
 
-def _relation(made: Tensor | None, hidden: Tensor) -> str | None:
-    """How `hidden` follows from `made`: "" when equal, a note when tokens were dropped or reshaped, None when not."""
-    if made is None or made.dim() == 0 or not made.is_floating_point():
-        return None
-    if _same(made, hidden):
-        return ""
-    if made.numel() == hidden.numel() and torch.equal(made.flatten(), hidden.flatten()):
-        return "the hidden state is a reshaped copy of the norm's output"
-    width = made.shape[-1]
-    if hidden.dim() and hidden.shape[-1] == width and hidden.numel() < made.numel():
-        rows, kept = made.reshape(-1, width), hidden.reshape(-1, width)
-        if bool((kept[:, None] == rows[None]).all(-1).any(-1).all()):
-            return "the hidden state keeps only some of the tokens that the norm sees"
-    return None
-
-
-def _same(a: Tensor | None, b: Any) -> bool:
-    return isinstance(b, Tensor) and a is not None and a.shape == b.shape and torch.equal(a, b)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    for value in values:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            yield value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value.values())
-        elif isinstance(value, tuple | list):
-            yield from _tensors(value)
-
-
-def _numel(tensor: Tensor | None) -> int:
+def _size(tensor: Tensor | None) -> int:
     return -1 if tensor is None else tensor.numel()
-
-
-def _copy(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.detach().clone()
 
 
 def _common(a: str, b: str) -> int:
