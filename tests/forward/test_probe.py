@@ -285,7 +285,8 @@ def test_layers_of_one_build_are_run_once_and_no_others_are_taken_for_them(monke
     runs = []
     monkeypatch.setattr(probe, "_run", lambda module, x, run=probe._run: runs.append(module) or run(module, x))
     together = probe_norms(nn.ModuleList(layers))
-    assert len(runs) == 7 + 4  # a behaviour each; and where a factor leaves no closed form, the true gains
+    # Once with one token and once with all: a behaviour each, and where a factor leaves no closed form, the true gains.
+    assert len(runs) == 2 * (7 + 4)
     for (name, found), layer in zip(together.items(), layers, strict=True):
         alone = probe_norm(layer)
         assert (found.kind, found.gain_offset, found.gain_name) == (alone.kind, alone.gain_offset, alone.gain_name), (

@@ -62,10 +62,13 @@ def _narrow(config: Mapping[str, Any], small: dict[str, Any], heads: str, stack:
     width = next((stack + name for name in _WIDTHS if stack + name in config), None)
     if width is None:
         return
-    size = config.get(f"{stack}head_dim", config[width] // config[heads])
-    small[heads] = max(2, min(config[heads] // 8, _WIDEST // size))
-    # A head size that the config gives is independent of the width.
-    small[width] = _WIDTH if f"{stack}head_dim" in config else size * small[heads]
+    if f"{stack}head_dim" in config:  # the width is then independent of it
+        small[heads] = max(2, _WIDTH // config[f"{stack}head_dim"])
+        small[width] = _WIDTH
+    else:
+        size = config[width] // config[heads]
+        small[heads] = max(2, min(config[heads] // 8, _WIDEST // size))
+        small[width] = size * small[heads]
     for key, value in config.items():
         if not stack and _MORE_HEADS.fullmatch(key):
             small[key] = max(1, value * small[heads] // config[heads])
