@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from deadreckon.forward import probe
+from deadreckon.forward import norm_response
 from deadreckon.forward.probe import probe_norm, probe_norms
 
 
@@ -283,7 +283,9 @@ def test_layers_of_one_build_are_run_once_and_no_others_are_taken_for_them(monke
         Switched(scale=5.0),
     ]
     runs = []
-    monkeypatch.setattr(probe, "_run", lambda module, x, run=probe._run: runs.append(module) or run(module, x))
+    monkeypatch.setattr(
+        norm_response, "_run", lambda module, x, run=norm_response._run: runs.append(module) or run(module, x)
+    )
     together = probe_norms(nn.ModuleList(layers))
     # Once with one token and once with all: a behaviour each, and where a factor leaves no closed form, the true gains.
     assert len(runs) == 2 * (7 + 4)
