@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -173,12 +174,7 @@ def fuzz(parser: str, inputs: int, seed: int) -> dict[str, Any]:
 
 def main() -> int:
     """Fuzz one parser here, or all of them in processes of their own."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--inputs", type=int, default=100_000, help="for each parser")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--jobs", type=int, default=1, help="parsers at a time")
-    options.add_argument("--parser", choices=PARSERS, help="only this one, its figures on stdout")
-    given = options.parse_args()
+    given = arguments(__doc__)
     if given.parser:
         print(json.dumps(fuzz(given.parser, given.inputs, given.seed)))
         return 0
@@ -189,6 +185,21 @@ def main() -> int:
         print(parser, figures, file=sys.stderr)
         return figures
 
+    return record("fuzz", apart, given)
+
+
+def arguments(about: str | None) -> argparse.Namespace:
+    """What the command line asks for."""
+    options = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--inputs", type=int, default=100_000, help="for each parser")
+    options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--jobs", type=int, default=1, help="parsers at a time")
+    options.add_argument("--parser", choices=PARSERS, help="only this one, in this process")
+    return options.parse_args()
+
+
+def record(name: str, apart: Callable[[str], dict[str, Any]], given: argparse.Namespace) -> int:
+    """Fuzz every parser in a process of its own and write the figures; exit code 1 where anything was found."""
     with ThreadPoolExecutor(given.jobs) as pool:
         figures = dict(zip(PARSERS, pool.map(apart, PARSERS), strict=True))
     sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -196,7 +207,7 @@ def main() -> int:
 
     total = sum(figure["inputs"] for figure in figures.values())
     findings = sum(len(figure["findings"]) for figure in figures.values())
-    write("fuzz", {"inputs": total, "findings": findings, "seed": given.seed, "parsers": figures})
+    write(name, {"inputs": total, "findings": findings, "seed": given.seed, "parsers": figures})
     return 1 if findings else 0
 
 

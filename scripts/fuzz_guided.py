@@ -8,7 +8,6 @@ corpus of their own, input by input, from what reached something new. Figures go
 
 from __future__ import annotations
 
-import argparse
 import codecs
 import contextlib
 import importlib
@@ -19,11 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from fuzz import CORPUS, PARSERS, ROOT, Watch, edited, target
+from fuzz import CORPUS, PARSERS, ROOT, Watch, arguments, edited, record, target
 
 _SLOW = 2.0  # seconds of processor time
 _MEMORY = 1024  # MB of the process, the fuzzer's own included
@@ -81,12 +79,7 @@ def fuzz(parser: str, inputs: int, seed: int) -> None:
 
 def main() -> int:
     """Fuzz one parser here, or all of them in processes of their own."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--inputs", type=int, default=100_000, help="for each parser")
-    options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--jobs", type=int, default=1, help="parsers at a time")
-    options.add_argument("--parser", choices=PARSERS, help="only this one, in this process")
-    given = options.parse_args()
+    given = arguments(__doc__)
     if given.parser:
         fuzz(given.parser, given.inputs, given.seed)
         return 0
@@ -110,15 +103,7 @@ def main() -> int:
         print(parser, figures, file=sys.stderr)
         return figures
 
-    with ThreadPoolExecutor(given.jobs) as pool:
-        figures = dict(zip(PARSERS, pool.map(apart, PARSERS), strict=True))
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    from common import write
-
-    total = sum(figure["inputs"] for figure in figures.values())
-    findings = sum(len(figure["findings"]) for figure in figures.values())
-    write("fuzz_guided", {"inputs": total, "findings": findings, "seed": given.seed, "parsers": figures})
-    return 1 if findings else 0
+    return record("fuzz_guided", apart, given)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from deadreckon.render.gather import Findings
 from deadreckon.render.runs import last_steps
 from deadreckon.render.words import counted, number, of
-from deadreckon.results.claims import ALIGNED, Rows, judge
+from deadreckon.results.claims import ALIGNED, Rows, judge, share
 from deadreckon.results.fisher import Fisher
 from deadreckon.results.measurement import Figures, Measurement
 from deadreckon.results.reading import Classifications
@@ -83,7 +83,7 @@ def _classified(records: Sequence[Record]) -> Iterator[Claim]:
             says="The parameters alone tell which of the two a model is",
             theirs="all models",
             ours=f"{of(agree, len(compared), 'model')}: kind by the parameters = kind by the forward pass",
-            verdict=_verdict(agree, len(compared)),
+            verdict=share(agree, len(compared)),
         )
 
 
@@ -97,7 +97,7 @@ def _exact(found: Sequence[Figures]) -> Iterator[Claim]:
             says="The variance along a kernel is zero: what is measured there is rounding",
             theirs="",
             ours=f"{of(held, len(found), 'set of weights', 'sets of weights')}, twins included{worst}",
-            verdict=_verdict(held, len(found)),
+            verdict=share(held, len(found)),
         )
 
 
@@ -112,9 +112,5 @@ def _after_training(found: Sequence[Measurement]) -> Iterator[Claim]:
             says="After training the parameters still name the dead subspace",
             theirs="",
             ours=f"{of(held, len(found), 'model')} at subspace |cos| >= {ALIGNED}{more if further > 0 else ''}",
-            verdict=_verdict(held, len(found)),
+            verdict=share(held, len(found)),
         )
-
-
-def _verdict(held: int, of_all: int) -> str:
-    return "confirmed" if held == of_all else "partly" if held else "refuted"

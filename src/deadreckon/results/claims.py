@@ -52,8 +52,8 @@ def worst_verdict(verdicts: Sequence[str]) -> str:
     return min(verdicts, key=_WORST_FIRST.index, default="")
 
 
-def _share(passed: int, of: int) -> str:
-    """The verdict where a claim is about every one of several."""
+def share(passed: int, of: int) -> str:
+    """The verdict on a claim about every one of several: confirmed, partly, or refuted where none passed."""
     return "confirmed" if passed == of else "refuted" if passed == 0 else "partly"
 
 
@@ -68,7 +68,7 @@ def _kernel(rows: Rows) -> Judgement | None:
             f"least, {mean:.6f} on average"
         )
     finest = _finest(found)
-    return (_share(sum(map(_is_bottom, finest)), len(finest)), "; ".join(words)) if found else None
+    return (share(sum(map(_is_bottom, finest)), len(finest)), "; ".join(words)) if found else None
 
 
 def _is_bottom(row: ModelRow) -> bool:
@@ -82,7 +82,7 @@ def _no_kernel(rows: Rows) -> Judgement | None:
     passed = sum(row.alignment <= _RANDOM_DEVIATIONS * row.hidden_size**-0.5 for row in found)
     mean = sum(row.alignment_mean for row in found) / len(found)
     level = sum(row.random_level for row in found) / len(found)
-    return _share(passed, len(found)), (
+    return share(passed, len(found)), (
         f"{passed}/{len(found)}: |cos| {mean:.4f} on average, {max(row.alignment for row in found):.4f} at most; "
         f"a random direction has {level:.4f}"
     )
@@ -95,7 +95,7 @@ def _gain(rows: Rows) -> Judgement | None:
     right = [row.alignment_redrawn or 0.0 for row in tried]
     wrong = [row.uniform_redrawn or 0.0 for row in tried]
     passed = sum(r >= ALIGNED and w < _FAR_FROM_ALIGNED for r, w in zip(right, wrong, strict=True))
-    return _share(passed, len(tried)), (
+    return share(passed, len(tried)), (
         f"{passed}/{len(tried)}: gain^-1 {min(right):.6f} at least, 1/sqrt(d) {max(wrong):.3f} at most"
     )
 
@@ -109,7 +109,7 @@ def _residual(rows: Rows) -> Judgement | None:
     words = ", ".join(f"{counts[verdict]} {verdict}" for verdict in reversed(_WORST_FIRST) if counts[verdict])
     lowest = f"; smallest step ratio {min(ratios):.3f}" if ratios else ""
     verdict = "partly" if counts["eased"] and counts.keys() <= {"eased", "preserved"} else None
-    return verdict or _share(counts["preserved"], len(found)), f"{words}{lowest}"
+    return verdict or share(counts["preserved"], len(found)), f"{words}{lowest}"
 
 
 def _classification(rows: Rows) -> Judgement | None:
@@ -117,7 +117,7 @@ def _classification(rows: Rows) -> Judgement | None:
     if not found:
         return None
     right = sum(row.kind_read == row.kind_seen for row in found)
-    return _share(right, len(found)), f"{right}/{len(found)}: kind by the parameters = kind by the forward pass"
+    return share(right, len(found)), f"{right}/{len(found)}: kind by the parameters = kind by the forward pass"
 
 
 def _fisher(rows: Rows) -> Judgement | None:
@@ -128,7 +128,7 @@ def _fisher(rows: Rows) -> Judgement | None:
     largest = max(row.ratio for row in found)
     others = [row.ratio for row in rows.fisher if row.kind != "layernorm"]
     control = f"; without a kernel {min(others):.2g} at least" if others else ""
-    return _share(dead, len(found)), f"{dead}/{len(found)}: F(dead)/F(random) {largest:.0e} at most{control}"
+    return share(dead, len(found)), f"{dead}/{len(found)}: F(dead)/F(random) {largest:.0e} at most{control}"
 
 
 def _depth(rows: Rows) -> Judgement | None:
@@ -136,7 +136,7 @@ def _depth(rows: Rows) -> Judgement | None:
     if not changes:
         return None
     deeper = sum(change > _UNCHANGED for _, change in changes)
-    return _share(deeper, len(changes)), "decades (of them by the gain): " + ", ".join(
+    return share(deeper, len(changes)), "decades (of them by the gain): " + ", ".join(
         f"{row.model} {change:+.1f} ({'∞' if row.gain_decades is None else format(row.gain_decades, '+.1f')})"
         for row, change in changes
     )
@@ -147,7 +147,7 @@ def _further(rows: Rows) -> Judgement | None:
     if not found:
         return None
     more = sum(row.dead > row.dead_twin for row in found)
-    return _share(more, len(found)), f"{more}/{len(found)}: " + ", ".join(
+    return share(more, len(found)), f"{more}/{len(found)}: " + ", ".join(
         f"{row.model} {row.dead} ({row.algebraic_dead} by the gain, {row.learned_dead} learned; twins {row.dead_twin})"
         for row in found
     )
