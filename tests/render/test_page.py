@@ -12,6 +12,7 @@ from made_records import census, classifications, everything, fisher, measuremen
 
 from deadreckon.errors import UnreachableError, UsageError
 from deadreckon.render import report as module
+from deadreckon.render.charts.base import data
 from deadreckon.render.colours import PAGE
 from deadreckon.results.saved import record_of
 
@@ -232,3 +233,8 @@ def test_extreme_numbers_and_missing_parts_make_a_page_or_a_clear_error(seed):
     made.to_html()
     for figure in made.figures:
         assert "NaN" not in str(figure.spec(PAGE))
+
+
+def test_a_cosine_short_of_1_is_not_shown_as_1():
+    (row,) = data([{"value": 0.9999961}]).to_dict()["values"]
+    assert f"{row['value']:.6f}" == "0.999996"

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 
 def data(rows: Sequence[Row]) -> alt.InlineData:
-    """Rows as inline data: numbers to five digits, which is finer than a pixel, and names as a reader can see them."""
+    """Rows as inline data: numbers to seven digits, for cosines near 1, and names as a reader can see them."""
     known = [{key: _shown(value) for key, value in row.items()} for row in rows]
     return alt.InlineData(values=[{key: value for key, value in row.items() if value is not None} for row in known])
 
@@ -75,6 +75,51 @@ def power_axis(title: str | None, ends: tuple[float, float], most: int = 7) -> a
     return alt.Axis(title=title, values=[10.0**k for k in range(high, low - 1, -step)], labelExpr=_POWER)
 
 
+def dots(
+    rows: Sequence[Row],
+    *,
+    x: alt.X,
+    line: str,
+    names: Sequence[str],
+    shapes: Mapping[str, str],
+    colours: Sequence[str],
+    tooltip: Sequence[alt.Tooltip],
+    height: int,
+) -> alt.Chart:
+    """A line a name, with a mark of its own colour and shape for each series.
+
+    Args:
+        rows: of fields `line`, ``series`` and ``value``.
+        x: along the lines.
+        line: field that says which line a mark lies on.
+        names: lines from top to bottom.
+        shapes: series -> shape, those that have no row among them.
+        colours: of the series, in the order of `shapes`.
+        tooltip: what a mark says.
+        height: of a line, pixels.
+
+    Returns:
+        The chart.
+    """
+    present = [name for name in shapes if any(row["series"] == name for row in rows)]
+    hues = dict(zip(shapes, colours, strict=True))
+    scale = alt.Scale(domain=present, range=[shapes[name] for name in present])
+    chart: alt.Chart = (
+        alt.Chart(data(rows))
+        .mark_point(size=70, strokeWidth=1.8)
+        .encode(
+            x=x,
+            y=alt.Y(f"{line}:N", scale=named(names), axis=alt.Axis(title=None, grid=True, domain=False, ticks=False)),
+            color=coloured(present, [hues[name] for name in present]),
+            shape=alt.Shape("series:N", scale=scale, title=None),
+            tooltip=list(tooltip),
+        )
+        .properties(**fixed(), height=height * len(names))
+        .add_params(move_and_zoom())
+    )
+    return chart
+
+
 def fixed() -> dict[str, Any]:
     """Properties of a chart as wide as its place and as high as its rows."""
     return {"width": "container", "autosize": alt.AutoSizeParams(type="fit-x", contains="padding")}
@@ -82,7 +127,7 @@ def fixed() -> dict[str, Any]:
 
 def _shown(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.5g}") if abs(value) < _LARGEST else None  # a ratio may leave what floats can hold
+        return float(f"{value:.7g}") if abs(value) < _LARGEST else None  # a ratio may leave what floats can hold
     return visible(value) if isinstance(value, str) else value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from deadreckon.render.charts.base import Row, coloured, data, decades, fixed, move_and_zoom, named, power_axis
+from deadreckon.render.charts.base import Row, decades, dots, power_axis
 from deadreckon.render.colours import Colours
 
 DEAD, NAIVE, RANDOM, FLOOR = "along the kernel, with its remedy", "its weights alone", "random directions", "floor"
@@ -24,32 +24,21 @@ def fisher(rows: Sequence[Row], *, names: Sequence[str], colours: Colours) -> al
         The chart.
     """
     low, high = decades([row["value"] for row in rows], lowest=1e-36)
-    present = [name for name in _SHAPES if any(row["series"] == name for row in rows)]
-    hues = dict(zip(_SHAPES, (colours.dead, colours.exact, colours.twin, colours.floor), strict=True))
-    chart: alt.Chart = (
-        alt.Chart(data([{**row, "value": max(row["value"], low)} for row in rows]))
-        .mark_point(size=70, strokeWidth=1.8)
-        .encode(
-            x=alt.X(
-                "value:Q",
-                scale=alt.Scale(type="log", domain=[low, high], nice=False, clamp=True),
-                axis=power_axis("Fisher information / that of a random direction", (low, high)),
-            ),
-            y=alt.Y("site:N", scale=named(names), axis=alt.Axis(title=None, grid=True, domain=False, ticks=False)),
-            color=coloured(present, [hues[name] for name in present]),
-            shape=alt.Shape(
-                "series:N", scale=alt.Scale(domain=present, range=[_SHAPES[name] for name in present]), title=None
-            ),
-            tooltip=[
-                alt.Tooltip("site:N", title="reader"),
-                alt.Tooltip("series:N", title="step"),
-                alt.Tooltip("value:Q", title="relative to random", format=".2e"),
-            ],
-        )
-        .properties(**fixed(), height=24 * len(names))
-        .add_params(move_and_zoom())
+    axis = power_axis("Fisher information / that of a random direction", (low, high))
+    return dots(
+        [{**row, "value": max(row["value"], low)} for row in rows],
+        x=alt.X("value:Q", scale=alt.Scale(type="log", domain=[low, high], nice=False, clamp=True), axis=axis),
+        line="site",
+        names=names,
+        shapes=_SHAPES,
+        colours=(colours.dead, colours.exact, colours.twin, colours.floor),
+        tooltip=[
+            alt.Tooltip("site:N", title="reader"),
+            alt.Tooltip("series:N", title="step"),
+            alt.Tooltip("value:Q", title="relative to random", format=".2e"),
+        ],
+        height=24,
     )
-    return chart
 
 
 _SHAPES = {DEAD: "circle", NAIVE: "cross", RANDOM: "stroke", FLOOR: "triangle-left"}
